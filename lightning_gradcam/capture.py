@@ -1,0 +1,187 @@
+"""One forward, one ``autograd.grad``, no trace left: what a layer saw and what its output meant for the score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gradcam.isolation import eager, evaluating, random_state
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What one forward of a model gave.
+
+    Attributes:
+        output: Whatever the model returned. It may hold on to the autograd graph above the first layer.
+        scores: ``(n,)``, the score of each sample, detached.
+        activations: The output of each layer by its name, ``(n, ...)``, detached.
+        gradients: The gradient of each sample's score with respect to that output, of the same shape.
+    """
+
+    output: Any
+    scores: Tensor
+    activations: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+
+
+def capture(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    forward: Callable[[], Any],
+    score: Callable[[Any], Tensor],
+    samples: int,
+) -> Capture:
+    """Read the activations of ``layers`` and the gradients of the score, and leave the model as it was.
+
+    The forward runs without gradients up to the first of the layers. A hook cuts there: it replaces the layer's
+    output by a leaf and turns gradients on for the rest. One ``autograd.grad`` from the summed scores to the
+    leaf then gives the gradient of every sample at once, since in eval mode samples do not mix. Parameters, their
+    ``.grad`` and all that lies below the first layer take no part.
+
+    Args:
+        model: The model that holds the layers; its modes, flags and buffers are restored.
+        layers: Modules to read, by the name that errors shall use.
+        forward: Runs the model on the batch once.
+        score: Turns the model's output into scores ``(n,)``.
+        samples: The number of samples ``n`` in the batch.
+
+    Returns:
+        The capture, on the model's device and in the layers' own dtype.
+
+    Raises:
+        ValueError: If a layer is not reached exactly once, its output cannot carry a gradient, or the score
+            does not depend on it. The message names the layer and what to do.
+    """
+
+    def checked_score(output: Any) -> Tensor:
+        scores = score(output)
+        if not isinstance(scores, Tensor) or scores.shape != (samples,):
+            got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ValueError(f"`target` must give one score a sample, shape ({samples},), got {got}")
+        return scores
+
+    with torch.inference_mode(False), eager(), random_state(), evaluating(model), _taps(layers) as taps:
+        with torch.no_grad():
+            output = forward()
+            gradients = _gradients(checked_score, output, taps)
+        if gradients is None:
+            # A `no_grad` block in the model ended the graph, or a re-entrant checkpoint refuses `autograd.grad`.
+            # With the parameters' flags off nothing but the layers collects a gradient from `backward`.
+            for tensors in taps.values():
+                tensors.clear()
+            for parameter in model.parameters():
+                parameter.requires_grad_(False)
+            with torch.enable_grad():
+                output = forward()
+                gradients = _gradients_by_backward(checked_score, output, taps)
+    scores, by_layer = gradients
+    return Capture(
+        output=output,
+        scores=scores.detach(),
+        activations={name: tensor.detach() for name, (tensor,) in taps.items()},
+        gradients=by_layer,
+    )
+
+
+@contextmanager
+def _taps(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
+    """Hook the layers; the lists fill with what each hands out, one tensor a call."""
+    taps: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def tap(name: str) -> Callable[[nn.Module, Any, Any], Tensor]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Tensor:
+            _check_output(name, module, output)
+            kept = output if output.requires_grad else output.detach().requires_grad_()
+            taps[name].append(kept)
+            torch.set_grad_enabled(True)
+            return kept.clone()  # an in-place operation after the layer must not reach what was kept
+
+        return hook
+
+    handles = []
+    try:
+        for name, module in layers.items():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise ValueError(
+                    f"`target_layer` {name!r} is a scripted module, which runs no hooks; train the plain model, "
+                    "or name a layer outside the scripted part"
+                )
+            handles.append(module.register_forward_hook(tap(name)))
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_output(name: str, module: nn.Module, output: Any) -> None:
+    problem = None
+    if not isinstance(output, Tensor):
+        problem = f"returns a {type(output).__name__}, not a tensor; name a module inside it that returns one"
+    elif output.is_inference():
+        problem = "runs in inference mode; replace `torch.inference_mode()` in the model's forward by `torch.no_grad()`"
+    elif not output.is_floating_point():
+        problem = f"returns {output.dtype}, which carries no gradient; name a layer with a real floating-point output"
+    if problem:
+        raise ValueError(f"`target_layer` {name!r} ({type(module).__name__}) {problem}")
+
+
+def _check_calls(taps: Mapping[str, list[Tensor]]) -> None:
+    for name, tensors in taps.items():
+        if not tensors:
+            raise ValueError(
+                f"`target_layer` {name!r} was not reached by the forward pass; name a layer that the forward calls, "
+                "or pass a `forward_fn` that calls it"
+            )
+        if len(tensors) > 1:
+            raise ValueError(
+                f"`target_layer` {name!r} was called {len(tensors)} times in one forward pass, so its output is not "
+                "one map; name its parent or a layer that is called once"
+            )
+
+
+def _gradients(
+    score: Callable[[Any], Tensor], output: Any, taps: Mapping[str, list[Tensor]]
+) -> tuple[Tensor, dict[str, Tensor]] | None:
+    """Scores and gradients by ``autograd.grad``; ``None`` where the graph does not reach every layer."""
+    _check_calls(taps)
+    leaves = [tensor for (tensor,) in taps.values()]
+    with torch.enable_grad():
+        scores = score(output)
+        if not scores.requires_grad:
+            return None
+        try:
+            gradients = torch.autograd.grad(scores.sum(), leaves, allow_unused=True)
+        except RuntimeError as error:
+            if "checkpoint" not in str(error).lower():
+                raise
+            return None
+    if any(gradient is None for gradient in gradients):
+        return None
+    return scores, dict(zip(taps, gradients, strict=True))
+
+
+def _gradients_by_backward(
+    score: Callable[[Any], Tensor], output: Any, taps: Mapping[str, list[Tensor]]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    _check_calls(taps)
+    leaves = {name: tensor for name, (tensor,) in taps.items()}
+    for leaf in leaves.values():
+        leaf.retain_grad()
+    scores = score(output)
+    if scores.requires_grad:
+        scores.sum().backward()
+    gradients = {}
+    for name, leaf in leaves.items():
+        if leaf.grad is None:
+            raise ValueError(
+                f"the score does not depend on `target_layer` {name!r}: something after it, such as `.detach()`, "
+                "ends the gradient, or its output is not used; name a layer after that place"
+            )
+        gradients[name], leaf.grad = leaf.grad, None
+    return scores, gradients

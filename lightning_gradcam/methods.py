@@ -1,0 +1,94 @@
+"""Activations and gradients of a layer to one map a sample.
+
+Every method takes the activations ``A`` and the gradients ``G = d score / d A`` of a layer, both ``(n, c, h, w)``,
+and returns a map ``(n, h, w)`` before the ReLU. Sums over positions run over ``h`` and ``w``, sums over ``k`` over
+the ``c`` channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Method = Callable[[Tensor, Tensor], Tensor]
+
+
+def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Grad-CAM: ``sum_k alpha_k A_k`` with ``alpha_k`` the mean of ``G_k`` over positions.
+
+    Signed. For a network that ends in global average pooling and one linear layer the map sums to the score
+    less the bias, so a cell is evidence for the score in the score's own unit.
+
+    Source: Selvaraju et al., ICCV 2017, arXiv 1610.02391, equations 1 and 2 without the ReLU.
+    """
+    return _weighted(gradients.mean((2, 3)), activations)
+
+
+def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """HiResCAM: ``sum_k G_k * A_k``, position by position. Signed.
+
+    Source: Draelos and Carin 2020, arXiv 2011.08891.
+    """
+    return (gradients * activations).sum(1)
+
+
+def gradcam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Grad-CAM++: ``sum_k w_k A_k`` with ``w_k`` the sum over positions of ``alpha_k relu(G_k)``.
+
+    ``alpha_k = G_k^2 / (2 G_k^2 + (sum of A_k) G_k^3)``, of which ``G_k^2`` cancels. Has no sign: the weights are
+    positive, so after a ReLU layer no cell is negative, and the sum of a map is no score.
+
+    Source: Chattopadhay et al., WACV 2018, arXiv 1710.11063, equation 19, for the score itself.
+    """
+    positive = gradients.relu()
+    denominator = 2 + activations.sum((2, 3), keepdim=True) * positive
+    return _weighted(torch.where(denominator == 0, 0, positive / denominator).sum((2, 3)), activations)
+
+
+def layercam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """LayerCAM: ``sum_k relu(G_k) * A_k``, position by position.
+
+    Has no sign: after a ReLU layer no cell is negative, and the sum of a map is no score.
+
+    Source: Jiang et al., TIP 2021, doi 10.1109/TIP.2021.3089943.
+    """
+    return (gradients.relu() * activations).sum(1)
+
+
+def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """XGrad-CAM: ``sum_k w_k A_k`` with ``w_k`` the mean of ``G_k`` weighted by ``A_k`` over positions.
+
+    A channel that sums to zero has weight zero. Has no sign in the sense of :func:`gradcam`: its sum is a score
+    only where the rest of the network is linear in the layer.
+
+    Source: Fu et al., BMVC 2020, arXiv 2008.02312.
+    """
+    total = activations.sum((2, 3))
+    return _weighted(torch.where(total == 0, 0, (gradients * activations).sum((2, 3)) / total), activations)
+
+
+def _weighted(weights: Tensor, activations: Tensor) -> Tensor:
+    return torch.einsum("nk,nkhw->nhw", weights, activations)
+
+
+METHODS: dict[str, Method] = {
+    "gradcam": gradcam,
+    "hirescam": hirescam,
+    "gradcam++": gradcam_plus_plus,
+    "layercam": layercam,
+    "xgradcam": xgradcam,
+}
+SIGNED: tuple[Method, ...] = (gradcam, hirescam)
+
+
+def as_method(method: str | Method) -> Method:
+    """Turn the ``method`` argument into a function; raise a ``ValueError`` or ``TypeError`` where it is none."""
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ValueError(f"`method` must be one of {sorted(METHODS)} or a function, got {method!r}")
+        return METHODS[method]
+    if not callable(method):
+        raise TypeError(f"`method` must be one of {sorted(METHODS)} or a function, got {type(method).__name__}")
+    return method
