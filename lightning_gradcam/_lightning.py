@@ -1,0 +1,72 @@
+"""The one place that knows which distribution of Lightning runs, and what we read of its inside.
+
+``lightning.pytorch`` and ``pytorch_lightning`` are the same code under two names with unrelated classes. The
+callback must be a subclass of the one that the user's ``Trainer`` comes from: whichever is imported already, else
+``lightning.pytorch`` where it is installed, since whoever installs that package uses it by this name.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from lightning_gradcam.isolation import random_state
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback, LightningModule, Trainer
+else:
+    imported = [name for name in ("pytorch_lightning", "lightning.pytorch") if name in sys.modules]
+    if (imported or (find_spec("lightning") and ["lightning.pytorch"])) == ["lightning.pytorch"]:
+        from lightning.pytorch import Callback, LightningModule, Trainer
+    else:
+        from pytorch_lightning import Callback, LightningModule, Trainer
+
+__all__ = ["Callback", "LightningModule", "Trainer", "before_batch_transfer", "loaders", "logged_step"]
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step at which ``self.log`` puts this epoch's metrics; ``trainer.global_step`` counts optimizer steps."""
+    step = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", None)
+    return trainer.global_step if step is None else step
+
+
+def before_batch_transfer(pl_module: LightningModule, batch: Any) -> Any:
+    """Apply ``on_before_batch_transfer`` of the datamodule or the module, whichever Lightning would use."""
+    hook = getattr(pl_module, "_on_before_batch_transfer", None)
+    return pl_module.on_before_batch_transfer(batch, 0) if hook is None else hook(batch)
+
+
+def loaders(trainer: Trainer) -> list[Any]:
+    """The data loaders to take samples from: validation's, without validation training's; in a test the test's."""
+    if trainer.state.fn == "test":
+        found = trainer.test_dataloaders
+    elif trainer.state.fn == "validate":
+        found = trainer.val_dataloaders
+    elif trainer.enable_validation:
+        found = trainer.val_dataloaders or _requested_val_dataloaders(trainer)
+    else:
+        found = trainer.train_dataloader
+    return _leaves(found)
+
+
+def _requested_val_dataloaders(trainer: Trainer) -> Any:
+    """Ask for loaders of our own where Lightning has not set up its own yet.
+
+    That is so before training without sanity check and with ``check_val_every_n_epoch`` above 1. The user's
+    ``val_dataloader`` may draw random numbers, so Lightning must still call it at its own time.
+    """
+    with random_state():
+        source = getattr(trainer.fit_loop.epoch_loop.val_loop, "_data_source", None)
+        if source is not None:
+            return source.dataloader()
+        return (getattr(trainer, "datamodule", None) or trainer.lightning_module).val_dataloader()
+
+
+def _leaves(loaders: Any) -> list[Any]:
+    loaders = getattr(loaders, "iterables", loaders)  # a CombinedLoader
+    if isinstance(loaders, dict):
+        loaders = list(loaders.values())
+    if isinstance(loaders, (list, tuple)):
+        return [leaf for loader in loaders for leaf in _leaves(loader)]
+    return [] if loaders is None else [loaders]

@@ -1,0 +1,277 @@
+"""The fixed batch: choose samples, load them as the loader would, read them, fingerprint them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from lightning_gradcam._lightning import before_batch_transfer
+from lightning_gradcam.isolation import random_state
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+SEED = 0  # random augmentations draw the same pixels for the fixed batch in every run
+
+Samples = int | Sequence[int] | Dataset[Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The samples that are looked at.
+
+    Attributes:
+        images: ``(n, c, H, W)``, as the model gets them.
+        labels: Class indices ``(n,)`` or ``(n, 1)``, or multi-hot ``(n, classes)``; ``None`` where there are none.
+        regions: Places to mark by name: boxes ``(n, 4)`` as x0, y0, x1, y1 in pixels, right and bottom exclusive,
+            or masks ``(n, H, W)`` with values from 0 to 1. A box without area means that the sample has none.
+        inputs: What ``forward_fn`` needs beside or instead of the images.
+        ids: How each sample is called in pictures; filled with the dataset's indices where it is left empty.
+
+    Raises:
+        TypeError: If the images or labels are no tensor.
+        ValueError: If a shape is not as above.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    regions: Mapping[str, Tensor] = field(default_factory=dict)
+    inputs: Any = None
+    ids: Sequence[int | str] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in (("images", self.images), ("labels", self.labels)):
+            if not isinstance(value, Tensor) and (name == "images" or value is not None):
+                raise TypeError(f"`{name}` must be a tensor, got {type(value).__name__}")
+        if self.images.ndim != 4 or not self.images.numel():
+            raise ValueError(f"`images` must be (n, c, H, W) and not empty, got {tuple(self.images.shape)}")
+        n, _, height, width = self.images.shape
+        if self.labels is not None and (self.labels.ndim not in (1, 2) or len(self.labels) != n):
+            raise ValueError(f"`labels` must be ({n},) or ({n}, classes), got {tuple(self.labels.shape)}")
+        for name, region in self.regions.items():
+            if tuple(region.shape) not in ((n, 4), (n, height, width)):
+                raise ValueError(
+                    f"region {name!r} must be boxes ({n}, 4) or masks ({n}, {height}, {width}), "
+                    f"got {tuple(region.shape)}"
+                )
+        if self.ids and len(self.ids) != n:
+            raise ValueError(f"`ids` must name {n} samples, got {len(self.ids)}")
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with ``function`` applied to every tensor in it."""
+        return replace(
+            self,
+            images=function(self.images),
+            labels=None if self.labels is None else function(self.labels),
+            regions={name: function(region) for name, region in self.regions.items()},
+            inputs=apply_to_collection(self.inputs, Tensor, function),
+        )
+
+    def first(self, number: int) -> Batch:
+        """The first samples; of ``inputs``, whatever has one entry a sample is shortened alike."""
+        n = len(self.images)
+        short = replace(self, ids=())
+        short = short.apply(lambda tensor: tensor[:number] if tensor.ndim and len(tensor) == n else tensor)
+        return replace(short, ids=self.ids[:number])
+
+
+def default_batch(batch: Any) -> Batch:
+    """Read the usual forms of a batch: ``(images, labels)`` or a mapping.
+
+    Args:
+        batch: ``(images, labels)`` as tuple or list, or a mapping with ``"image"``, ``"images"`` or
+            ``"pixel_values"`` and, if there are any, ``"label"`` or ``"labels"``.
+
+    Raises:
+        ValueError: If it is anything else; the message shows its structure and asks for a ``batch_fn``.
+    """
+    images = labels = None
+    if isinstance(batch, Mapping):
+        images = next((batch[key] for key in ("image", "images", "pixel_values") if key in batch), None)
+        labels = next((batch[key] for key in ("label", "labels") if key in batch), None)
+    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+        images, labels = batch
+    if not isinstance(images, Tensor) or images.ndim != 4 or not isinstance(labels, Tensor | None):
+        raise ValueError(
+            f"cannot read the batch {structure(batch)}; expected (images, labels) or a mapping with 'image' and "
+            "'label', images (n, c, H, W); pass `batch_fn=lambda batch: Batch(images=..., labels=...)`"
+        )
+    return Batch(images, labels)
+
+
+def structure(value: Any) -> str:
+    """Describe nested containers and tensors in one line: ``(tensor (16, 3, 32, 32) float32, int)``."""
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {structure(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (tuple, list)):
+        items = ", ".join(structure(item) for item in value[:8]) + (", ..." if len(value) > 8 else "")
+        return f"({items})" if isinstance(value, tuple) else f"[{items}]"
+    return type(value).__name__
+
+
+def check_samples(samples: Samples) -> None:
+    """Refuse a ``samples`` argument that can never work."""
+    if isinstance(samples, Dataset):
+        if not isinstance(samples, Sized):
+            raise ValueError(f"`samples` as a dataset needs a length, {type(samples).__name__} has none")
+        if not len(samples):
+            raise ValueError(f"`samples` must hold at least one sample, got an empty {type(samples).__name__}")
+    elif isinstance(samples, int) and not isinstance(samples, bool):
+        if samples < 1:
+            raise ValueError(f"`samples` must be at least 1, got {samples}")
+    elif isinstance(samples, Sequence) and not isinstance(samples, str):
+        if not samples:
+            raise ValueError("`samples` must name at least one index, got none")
+        for index in samples:
+            if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+                raise ValueError(f"`samples` must hold indices of the dataset, 0 or above, got {index!r}")
+    else:
+        raise TypeError(f"`samples` must be a number, indices or a dataset, got {type(samples).__name__}")
+
+
+def choose(samples: int | Sequence[int], length: int) -> list[int]:
+    """Indices into a dataset of ``length``: the given ones, or so many evenly spaced from the first on.
+
+    Raises:
+        ValueError: If the dataset is empty or an index lies outside it.
+    """
+    if not length:
+        raise ValueError("the dataset to take `samples` from is empty")
+    if isinstance(samples, int):
+        number = min(samples, length)
+        return [i * length // number for i in range(number)]
+    outside = [index for index in samples if index >= length]
+    if outside:
+        raise ValueError(f"`samples` names the indices {outside}, the dataset has {length} samples, 0 to {length - 1}")
+    return list(samples)
+
+
+def load(loader: Any, samples: Samples) -> tuple[Any, list[int] | None, int | None]:
+    """Load samples as ``loader`` would, without iterating it or disturbing what it hands out later.
+
+    They pass through its ``collate_fn`` and, where it has workers, through a throw-away worker of the same kind, so
+    that neither a persistent worker nor a dataset that owns a generator moves on. All random states are restored;
+    random augmentations draw from a fixed seed.
+
+    Args:
+        loader: The data loader whose dataset and way of loading are used.
+        samples: How many samples, which indices, or a dataset to take instead of the loader's own. An iterable
+            dataset gives its first items, a loader without automatic batching its first batch.
+
+    Returns:
+        The collated batch, the indices of its samples (``None``: the first ones), and the dataset's length
+        (``None``: unknown).
+
+    Raises:
+        ValueError: If there is no dataset, it is empty, or it cannot give these samples.
+    """
+    dataset: Any = samples if isinstance(samples, Dataset) else getattr(loader, "dataset", None)
+    if dataset is None:
+        raise ValueError(
+            f"the data loader, a {type(loader).__name__}, has no `dataset` to take samples from; "
+            "pass a dataset of your own as `samples`"
+        )
+    options: dict[str, Any] = {"collate_fn": getattr(loader, "collate_fn", None) or default_collate}
+    if getattr(loader, "num_workers", 0):
+        options["num_workers"] = 1
+        options["worker_init_fn"] = loader.worker_init_fn
+        options["multiprocessing_context"] = loader.multiprocessing_context
+    unbatched = getattr(loader, "batch_sampler", None) is None and dataset is not samples
+    indices = length = None
+    if unbatched or isinstance(dataset, IterableDataset):
+        if not isinstance(samples, int):
+            raise ValueError(
+                f"`samples` as indices needs a dataset that is read by index and batched by its loader, got "
+                f"{type(dataset).__name__} in a {type(loader).__name__} without these; pass a number"
+            )
+        options["batch_size"] = None if unbatched else samples
+    else:
+        length = len(dataset)
+        indices = list(range(length)) if isinstance(samples, Dataset) else choose(samples, length)
+        options["batch_sampler"] = [indices]
+    with random_state(SEED):
+        generator = torch.Generator().manual_seed(SEED)
+        for batch in DataLoader(dataset, generator=generator, **options):
+            return batch, indices, length
+    raise ValueError("the dataset to take `samples` from is empty")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells one fixed batch from another.
+
+    Attributes:
+        identity: Hash of the dataset's length, the samples' ids and their labels: which samples these are.
+        pixels: Hash of the images: another resolution or precision changes it, and they are the same samples still.
+    """
+
+    identity: str
+    pixels: str
+
+    @classmethod
+    def of(cls, batch: Batch, length: int | None) -> Fingerprint:
+        labels = None if batch.labels is None else batch.labels.tolist()
+        identity = repr((length, list(batch.ids), labels)).encode()
+        pixels = batch.images.float().contiguous().numpy().tobytes()
+        return cls(hashlib.sha256(identity).hexdigest(), hashlib.sha256(pixels).hexdigest())
+
+
+def fixed_batch(
+    trainer: Trainer, pl_module: LightningModule, loader: Any, samples: Samples, batch_fn: Callable[[Any], Batch]
+) -> tuple[Batch, Fingerprint]:
+    """Load the fixed batch and pass it through the module's batch-transfer hooks, on every process the same.
+
+    The first process loads and hands its samples to the others.
+
+    Args:
+        trainer: A trainer whose strategy is set up.
+        pl_module: Its module.
+        loader: See :func:`load`.
+        samples: See :func:`load`.
+        batch_fn: Reads what the transfer hooks give.
+
+    Returns:
+        The batch on the CPU, at most as many samples as asked for, and its fingerprint.
+
+    Raises:
+        ValueError: If the samples cannot be loaded or read, or an image is not finite.
+        TypeError: If ``batch_fn`` returns no :class:`Batch`.
+    """
+    raw = indices = length = error = None
+    if trainer.is_global_zero:
+        try:
+            raw, indices, length = load(loader, samples)
+        except Exception as failure:  # the other processes wait for the broadcast
+            error = failure
+    message = f"{type(error).__name__}: {error}" if error else None
+    message, raw, indices, length = trainer.strategy.broadcast((message, raw, indices, length))
+    if message:
+        raise error or RuntimeError(f"the first process could not load the fixed batch: {message}")
+
+    with torch.inference_mode(False), random_state(SEED):
+        raw = trainer.precision_plugin.convert_input(raw)
+        raw = before_batch_transfer(pl_module, raw)
+        batch = batch_fn(trainer.strategy.batch_to_device(raw))
+        if not isinstance(batch, Batch):
+            raise TypeError(f"`batch_fn` must return a `Batch`, got {type(batch).__name__}")
+        batch = batch.apply(lambda tensor: tensor.detach().to("cpu", copy=True))
+    if indices is None:
+        batch = batch.first(samples if isinstance(samples, int) else len(batch.images))
+    if not batch.ids:
+        batch = replace(batch, ids=indices or range(len(batch.images)))
+    broken = [name for name, image in zip(batch.ids, batch.images, strict=True) if not image.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"the images of the samples {broken} hold NaN or infinite values; "
+            "mend the data or choose others by `samples=[...]`"
+        )
+    return batch, Fingerprint.of(batch, length)
