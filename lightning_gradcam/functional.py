@@ -1,0 +1,102 @@
+"""Grad-CAM of a batch: the engine of the callback, and the same as a plain function without a Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_gradcam.batch import Batch
+from lightning_gradcam.capture import capture
+from lightning_gradcam.layers import Layer, check_map, find_layer, last_map_layer
+from lightning_gradcam.methods import Method, as_method
+from lightning_gradcam.targets import Prediction, Target, as_target, predict
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one look at the fixed batch gave, on the CPU.
+
+    Attributes:
+        maps: The signed map of each layer by its name, ``(n, h, w)`` float32, before the ReLU.
+        scores: ``(n,)`` float32, the target's score of each sample.
+        prediction: What the model predicts; ``None`` where its output holds no logits.
+    """
+
+    maps: dict[str, Tensor]
+    scores: Tensor
+    prediction: Prediction | None
+
+
+def observe(
+    model: nn.Module,
+    batch: Batch,
+    layers: Mapping[str, nn.Module],
+    forward: Callable[[], Any],
+    target: Target,
+    method: Method,
+) -> Observation:
+    """Capture ``layers`` on ``batch`` and turn each into a signed map.
+
+    Args:
+        model: The model; it is left as it was.
+        batch: The samples, for the target.
+        layers: Modules by name.
+        forward: Runs the model on the batch once.
+        target: ``(output, batch) -> scores (n,)``.
+        method: ``(activations, gradients) -> map (n, h, w)``.
+
+    Raises:
+        ValueError: See :func:`~lightning_gradcam.capture.capture`; also if a layer gives no spatial map.
+    """
+    n = len(batch.images)
+    seen = capture(model, layers, forward, lambda output: target(output, batch), n)
+    maps = {}
+    for name, activations in seen.activations.items():
+        check_map(name, activations, n)
+        signed = method(activations.float(), seen.gradients[name].float())
+        if signed.shape != (n, *activations.shape[2:]):
+            raise ValueError(
+                f"`method` must give one map a sample, shape {(n, *activations.shape[2:])}, got {tuple(signed.shape)}"
+            )
+        maps[name] = signed.cpu()
+    return Observation(maps, seen.scores.float().cpu(), predict(seen.output, batch))
+
+
+def gradcam(
+    model: nn.Module,
+    images: Tensor,
+    target_layer: Layer | None = None,
+    target: str | int | Target = "predicted",
+    method: str | Method = "gradcam",
+) -> Tensor:
+    """Grad-CAM of some images, with no Trainer.
+
+    The model is left as it was: its modes, flags, buffers, gradients and the random state.
+
+    Args:
+        model: Takes ``images`` and returns logits ``(n, classes)``, or something that has them as ``.logits``,
+            ``["logits"]`` or its first item.
+        images: ``(n, c, H, W)``, as the model expects them, on its device.
+        target_layer: A dotted name or a module; ``None`` takes the last layer with a spatial map.
+        target: ``"predicted"``, a class index, or a function ``(output, batch) -> scores (n,)``.
+        method: ``"gradcam"``, ``"hirescam"``, ``"gradcam++"``, ``"layercam"``, ``"xgradcam"``, or a function
+            ``(activations, gradients) -> map (n, h, w)``.
+
+    Returns:
+        Signed maps ``(n, h, w)``, float32 on the CPU, at the layer's own resolution. ``map.relu()`` is what the
+        paper shows.
+
+    Raises:
+        ValueError: If an argument is not one of these, or the layer gives no map. The message says what to do.
+        TypeError: If an argument is of another type.
+    """
+    score, compute = as_target(target), as_method(method)
+    batch = Batch(images)
+    if target_layer is None:
+        name, layer = last_map_layer(model, lambda: model(images[:2].clone()))
+    else:
+        name, layer = find_layer(model, target_layer)
+    return observe(model, batch, {name: layer}, lambda: model(images.clone()), score, compute).maps[name]

@@ -1,0 +1,1 @@
+"""Maps to numbers, one a sample: pure functions of tensors."""

@@ -1,0 +1,45 @@
+"""Where a map's evidence lies, against regions of the image."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Draw boxes as masks.
+
+    Args:
+        boxes: ``(n, 4)`` as x0, y0, x1, y1 in whole pixels, right and bottom exclusive.
+        size: Height and width of the image in pixels.
+
+    Returns:
+        Masks ``(n, H, W)``, float32, 1 inside.
+    """
+    height, width = size
+    x, y = torch.arange(width), torch.arange(height)
+    x0, y0, x1, y1 = (edge[:, None] for edge in boxes.unbind(1))
+    columns, rows = (x >= x0) & (x < x1), (y >= y0) & (y < y1)
+    return (rows[:, :, None] & columns[:, None, :]).float()
+
+
+def mass(maps: Tensor, masks: Tensor) -> Tensor:
+    """The share of each map's positive evidence that lies inside a region: ``sum P M``.
+
+    ``P`` is the map, clipped at 0 and divided by its sum, and ``M`` the mask, averaged over each cell's area. This is
+    the energy-based pointing game of Score-CAM (Wang et al. 2020, arXiv 1910.01279) at the layer's resolution.
+
+    Args:
+        maps: Signed maps ``(n, h, w)``.
+        masks: ``(n, H, W)`` in [0, 1], 1 inside the region.
+
+    Returns:
+        ``(n,)`` in [0, 1]; 1 is all inside. NaN for a map without a positive cell and for an empty mask.
+    """
+    positive = maps.relu()
+    _, h, w = maps.shape
+    cells = F.adaptive_avg_pool2d(masks.float()[:, None], (h, w))[:, 0]
+    total = positive.sum((1, 2))
+    inside = (positive * cells).sum((1, 2)) / total
+    return torch.where((total > 0) & (masks.amax((1, 2)) > 0), inside, torch.nan)
