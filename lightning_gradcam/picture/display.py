@@ -1,0 +1,115 @@
+"""How pictures look: the user's settings, and a fixed batch's images back as photos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gradcam.picture.overlay import COLORMAPS
+
+
+@dataclass(frozen=True)
+class Display:
+    """How pictures look.
+
+    Attributes:
+        mean: What was subtracted from each channel of the images, a number or one a channel. With ``std`` it undoes
+            the normalization. ``None``: taken from a ``Normalize`` in the dataset's transform where there is one.
+        std: What each channel was divided by.
+        class_names: The name of each class by its index. ``None``: the dataset's ``.classes`` where it has them.
+        colormap: ``"turbo"``, or ``"inferno"`` with a contour at half of the maximum, which reads without colours.
+        tile: Longer side of a sample's tile in pixels, at least 32.
+        font: A TrueType file, for class names in scripts that the font of this package does not cover.
+
+    Raises:
+        ValueError: If a value is not as above.
+    """
+
+    mean: float | Sequence[float] | None = None
+    std: float | Sequence[float] | None = None
+    class_names: Sequence[str] | None = None
+    colormap: str = "turbo"
+    tile: int = 160
+    font: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("`Display` needs `mean` and `std` together, got one of them")
+        if self.std is not None and not (torch.as_tensor(self.std) > 0).all():
+            raise ValueError(f"`std` must be above 0 in every channel, got {self.std}")
+        if self.colormap not in COLORMAPS:
+            raise ValueError(f"`colormap` must be one of {sorted(COLORMAPS)}, got {self.colormap!r}")
+        if self.tile < 32:
+            raise ValueError(f"`tile` must be at least 32 pixels, got {self.tile}")
+        if isinstance(self.class_names, str):
+            raise ValueError(f"`class_names` must be a sequence of names, got the string {self.class_names!r}")
+        if self.font is not None and not Path(self.font).is_file():
+            raise ValueError(f"`font` must be a TrueType file, there is none at {str(self.font)!r}")
+
+
+def found_class_names(dataset: Any) -> Sequence[str] | None:
+    """The ``classes`` of a dataset, also inside ``Subset`` and other wrappers that keep theirs as ``dataset``."""
+    classes = getattr(dataset, "classes", None)
+    if isinstance(classes, Sequence) and not isinstance(classes, str):
+        return [str(name) for name in classes]
+    inner = getattr(dataset, "dataset", None)
+    return None if inner is None else found_class_names(inner)
+
+
+def found_normalization(dataset: Any) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """Mean and std of the ``Normalize`` in a dataset's ``transform``, by its name: torchvision's and others' alike."""
+    pending = [getattr(dataset, "transform", None), getattr(dataset, "transforms", None)]
+    while pending:
+        transform: Any = pending.pop()
+        if type(transform).__name__ == "Normalize":
+            return tuple(transform.mean), tuple(transform.std)
+        if isinstance(transform, (list, tuple, torch.nn.Sequential)):
+            pending += list(transform)
+        elif transform is not None:
+            pending += [getattr(transform, name, None) for name in ("transforms", "transform")]
+    inner = getattr(dataset, "dataset", None)
+    return (None, None) if inner is None else found_normalization(inner)
+
+
+def photos(
+    images: Tensor, mean: float | Sequence[float] | None, std: float | Sequence[float] | None
+) -> tuple[Tensor, str | None]:
+    """Images as the model gets them, back to grey photos.
+
+    Args:
+        images: ``(n, c, H, W)``.
+        mean: See :class:`Display`.
+        std: See :class:`Display`.
+
+    Returns:
+        Photos ``(n, H, W)`` in [0, 1], and a sentence on the scale that was assumed where no normalization is known
+        and the values are not in [0, 1]: one scale for the whole batch, from its smallest to its largest value.
+
+    Raises:
+        ValueError: If mean or std fit neither one channel nor the images'.
+    """
+    channels = images.shape[1]
+    note = None
+    values = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    if mean is not None and std is not None:
+        shift, scale = (torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for value in (mean, std))
+        for name, value in (("mean", shift), ("std", scale)):
+            if len(value) not in (1, channels):
+                raise ValueError(f"`{name}` has {len(value)} values, the images have {channels} channels")
+        values = values * scale + shift
+    elif values.min() < 0 or values.max() > 1:
+        low, high = values.min(), values.max()
+        values = (values - low) / (high - low).clamp_min(1e-12)
+        note = (
+            f"no normalization is known, so photos are shown on one scale from {low:.3g} (black) to {high:.3g} "
+            "(white); give `Display(mean=..., std=...)` for their true brightness"
+        )
+    if channels == 3:
+        luma = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
+        return torch.einsum("nchw,c->nhw", values, luma).clamp(0, 1), note
+    return values.mean(1).clamp(0, 1), note
