@@ -1,0 +1,9 @@
+"""Show where a vision model looks while it trains."""
+
+from lightning_gradcam.batch import Batch
+from lightning_gradcam.callback import GradCAMCallback
+from lightning_gradcam.functional import gradcam
+from lightning_gradcam.picture.display import Display
+
+__all__ = ["Batch", "Display", "GradCAMCallback", "gradcam"]
+__version__ = "0.1.0"

@@ -1,0 +1,95 @@
+"""One finished picture to one logger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from lightning_gradcam.picture.encode import jpeg
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+
+Sink = Callable[[str, Image.Image, int], None]  # key, picture, step
+
+
+def tensorboard(logger: Any, key: str, picture: Image.Image, step: int) -> None:
+    """Write a JPEG summary: ``add_image`` would make a PNG, five times larger and slower by far."""
+    writer = logger.experiment
+    if not hasattr(writer, "_get_file_writer"):
+        writer.add_image(key, np.asarray(picture), step, dataformats="HWC")
+        return
+    package = "tensorboardX" if type(writer).__module__.startswith("tensorboardX") else "tensorboard.compat"
+    proto = import_module(f"{package}.proto.summary_pb2")
+    image = proto.Summary.Image(
+        height=picture.height, width=picture.width, colorspace=3, encoded_image_string=jpeg(picture)
+    )
+    # Lightning closes the file after `fit`; asked this way, the writer opens the next one.
+    writer._get_file_writer().add_summary(proto.Summary(value=[proto.Summary.Value(tag=key, image=image)]), step)
+
+
+def wandb(logger: Any, key: str, picture: Image.Image, step: int) -> None:
+    """Add the picture to the row that Lightning commits with the epoch's scalars, which carry the step."""
+    from wandb import Image as WandbImage
+
+    logger.experiment.log({key: WandbImage(picture, file_type="jpg")}, commit=False)
+
+
+# By the name of the logger's class or of one that it derives from, so that neither package is needed here.
+SINKS: dict[str, Callable[[Any, str, Image.Image, int], None]] = {
+    "TensorBoardLogger": tensorboard,
+    "WandbLogger": wandb,
+}
+
+
+def find_sinks(trainer: Trainer, prefix: str) -> list[Sink]:
+    """A sink for each of the trainer's loggers that takes pictures; where none does, files in the run's folder.
+
+    With ``fast_dev_run`` there are none: Lightning leaves nothing on disk then.
+    """
+    if getattr(trainer, "fast_dev_run", False):
+        return []
+    sinks = []
+    for logger in trainer.loggers:
+        names = [base.__name__ for base in type(logger).__mro__]
+        sink = next((SINKS[name] for name in names if name in SINKS), None)
+        if sink is not None:
+            sinks.append(_bound(sink, logger))
+    return sinks or [files(run_folder(trainer, prefix))]
+
+
+def _bound(sink: Callable[[Any, str, Image.Image, int], None], logger: Any) -> Sink:
+    return lambda key, picture, step: sink(logger, key, picture, step)
+
+
+def files(folder: Path) -> Sink:
+    """JPEG files ``gradcam-grid-step=00000120.jpg`` in a folder that is made with the first of them."""
+
+    def write(key: str, picture: Image.Image, step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{key.replace('/', '-')}-step={step:08d}.jpg").write_bytes(jpeg(picture))
+
+    return write
+
+
+def run_folder(trainer: Trainer, prefix: str) -> Path:
+    """The folder of this run for what we write: beside the checkpoints, where ``ModelCheckpoint`` puts them.
+
+    That is ``save_dir/name/version/prefix`` of the first logger. Without loggers runs share the trainer's
+    ``default_root_dir``, so the folder gets a number where the name is taken.
+    """
+    if trainer.loggers:
+        logger = trainer.loggers[0]
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version, prefix)
+    root = Path(trainer.default_root_dir)
+    folder, number = root / prefix, 0
+    while folder.exists():
+        number += 1
+        folder = root / f"{prefix}_{number}"
+    return folder
