@@ -21,13 +21,13 @@ def check_layers(target_layer: Layer | Sequence[Layer] | None) -> tuple[Layer, .
     """Turn the ``target_layer`` argument into a tuple, empty for ``None``; refuse what can never name a layer."""
     if target_layer is None:
         return ()
-    layers = (target_layer,) if isinstance(target_layer, (str, nn.Module)) else tuple(target_layer)
+    layers: Any = target_layer if isinstance(target_layer, (list, tuple)) else (target_layer,)
     for layer in layers:
         if not isinstance(layer, (str, nn.Module)) or layer == "":
             raise TypeError(f"`target_layer` must be a name, a module or a sequence of these, got {layer!r}")
     if not layers or len(set(layers)) < len(layers):
         raise ValueError(f"`target_layer` must name at least one layer, and none twice, got {list(layers)}")
-    return layers
+    return tuple(layers)
 
 
 def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
@@ -44,6 +44,7 @@ def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
     Raises:
         ValueError: If there is no such layer, or several. The message names the three closest.
     """
+    model = _original(model)
     names = {name.replace("_orig_mod.", ""): _original(module) for name, module in model.named_modules() if name}
     if isinstance(layer, nn.Module):
         for name, module in names.items():
@@ -72,16 +73,15 @@ def _original(module: nn.Module) -> nn.Module:
     return getattr(module, "_orig_mod", module)
 
 
-def _walk(module: nn.Module, steps: Sequence[str]) -> str | None:
+def _walk(module: Any, steps: Sequence[str]) -> str | None:
     """The full name that the steps lead to, with negative indices counted from the end."""
     name = []
     for step in steps:
         module = _original(module)
         if step.startswith("-") and isinstance(module, Sized):
             step = str(len(module) + int(step))
-        try:
-            module = module.get_submodule(step)
-        except AttributeError:
+        module = getattr(module, step, None)
+        if not isinstance(module, nn.Module):
             return None
         name.append(step)
     return ".".join(name)

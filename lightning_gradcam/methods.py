@@ -70,7 +70,7 @@ def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
 
 
 def _weighted(weights: Tensor, activations: Tensor) -> Tensor:
-    return torch.einsum("nk,nkhw->nhw", weights, activations)
+    return (weights[:, :, None, None] * activations).sum(1)
 
 
 METHODS: dict[str, Method] = {
