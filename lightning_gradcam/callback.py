@@ -187,7 +187,7 @@ class GradCAMCallback(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         step: int | None = None,
-        log: Callable[[Trainer, LightningModule, dict[str, float]], None] | None = None,
+        log: Callable[[Trainer, LightningModule, dict[str, float], int], None] | None = None,
     ) -> None:
         """Observe, draw and log; without ``step`` and ``log`` everything but the logging."""
         started = perf_counter()
@@ -197,8 +197,8 @@ class GradCAMCallback(Callback):
             probe, observation = self._observe(trainer, pl_module)
             if trainer.is_global_zero:
                 self._show(probe, observation, trainer, step)
-            if log is not None:
-                log(trainer, pl_module, self._scalars(probe, observation, started))
+            if log is not None and step is not None:
+                log(trainer, pl_module, self._scalars(probe, observation, started), step)
             self._proven = True
         except Exception as error:
             if not self._proven:
@@ -288,8 +288,9 @@ class GradCAMCallback(Callback):
                 colormap=display.colormap,
                 font=display.font,
             )
-            for sink in probe.sinks if step is not None else ():
-                sink(f"{prefix}/grid", picture, step)
+            if step is not None:
+                for sink in probe.sinks:
+                    sink(f"{prefix}/grid", picture, step)
 
     def _scalars(self, probe: _Probe, observation: Observation, started: float) -> dict[str, float]:
         scalars = {}
@@ -302,15 +303,15 @@ class GradCAMCallback(Callback):
         return scalars
 
 
-def _log(trainer: Trainer, pl_module: LightningModule, scalars: dict[str, float]) -> None:
+def _log(trainer: Trainer, pl_module: LightningModule, scalars: dict[str, float], step: int) -> None:
     for key, value in scalars.items():
         pl_module.log(key, value, batch_size=1, sync_dist=True)
 
 
-def _log_directly(trainer: Trainer, pl_module: LightningModule, scalars: dict[str, float]) -> None:
+def _log_directly(trainer: Trainer, pl_module: LightningModule, scalars: dict[str, float], step: int) -> None:
     """For the hooks around training, where ``pl_module.log`` would land in another epoch or is not allowed."""
     for logger in trainer.loggers:
-        logger.log_metrics(scalars, step=logged_step(trainer))
+        logger.log_metrics(scalars, step=step)
 
 
 def _stopping(trainer: Trainer) -> bool:
