@@ -1,0 +1,22 @@
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path, monkeypatch):
+    """Each test has a folder, a seed, and gradients on; none leaves them otherwise."""
+    monkeypatch.chdir(tmp_path)
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()

@@ -1,0 +1,124 @@
+"""The methods against pytorch-grad-cam and torchcam, on a network where they differ."""
+
+import numpy as np
+import pytest
+import pytorch_grad_cam
+import torch
+import torchcam.methods
+import torchvision
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+from lightning_gradcam import gradcam
+from lightning_gradcam.methods import METHODS, SIGNED
+
+LABELS = [3, 5]
+
+
+@pytest.fixture(scope="module")
+def vgg():
+    torch.manual_seed(0)
+    model = torchvision.models.vgg11(weights=None, num_classes=10).eval()
+    # Random weights let gradients vanish below the epsilons that the other libraries add to denominators.
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.mul_(20)
+    return model
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def ours(model, images, method):
+    return gradcam(model, images, "features[19]", lambda output, batch: output[[0, 1], LABELS], method)
+
+
+def to_unit(maps):
+    """What the other libraries do to every map: clip at 0, shift the minimum to 0, scale the maximum to 1."""
+    maps = maps.relu()
+    maps = maps - maps.amin((1, 2), keepdim=True)
+    return maps / maps.amax((1, 2), keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "theirs"),
+    [
+        ("gradcam", pytorch_grad_cam.GradCAM),
+        ("hirescam", pytorch_grad_cam.HiResCAM),
+        ("gradcam++", pytorch_grad_cam.GradCAMPlusPlus),
+        ("xgradcam", pytorch_grad_cam.XGradCAM),
+        ("layercam", pytorch_grad_cam.LayerCAM),
+    ],
+)
+def test_equals_pytorch_grad_cam(vgg, images, method, theirs):
+    with theirs(vgg, [vgg.features[19]]) as cam:
+        targets = [ClassifierOutputTarget(label) for label in LABELS]
+        activations_and_grads = cam.activations_and_grads
+        output = activations_and_grads(images)
+        torch.stack([target(row) for target, row in zip(targets, output, strict=True)]).sum().backward()
+        activations = activations_and_grads.activations[0].numpy(force=True)
+        gradients = activations_and_grads.gradients[0].numpy(force=True)
+        raw = cam.get_cam_image(images, cam.target_layers[0], targets, activations, gradients, False)
+    expected = torch.from_numpy(np.asarray(raw))
+    found = ours(vgg, images, method)
+    if method == "layercam":  # pytorch-grad-cam clips it, which is no change after a ReLU
+        found = found.relu()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+# Not Grad-CAM++: torchcam puts the sum of A * G^3 into the denominator, the paper the sum of A, times G^3.
+@pytest.mark.parametrize(
+    ("method", "theirs"),
+    [
+        ("gradcam", torchcam.methods.GradCAM),
+        ("xgradcam", torchcam.methods.XGradCAM),
+        ("layercam", torchcam.methods.LayerCAM),
+    ],
+)
+def test_equals_torchcam(vgg, images, method, theirs):
+    with theirs(vgg, "features.19") as extractor:
+        (expected,) = extractor(LABELS, vgg(images))
+    torch.testing.assert_close(to_unit(ours(vgg, images, method)), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_methods_differ_on_this_network(vgg, images):
+    maps = {name: to_unit(ours(vgg, images, name)) for name in METHODS}
+    for name, one in maps.items():
+        for other, two in maps.items():
+            assert name == other or (one - two).abs().max() > 0.01, (name, other)
+
+
+def test_only_signed_methods_have_negative_cells_after_a_relu(vgg, images):
+    for name, method in METHODS.items():
+        negative = (ours(vgg, images, name) < 0).any()
+        assert negative == (method in SIGNED or name == "xgradcam"), name
+
+
+def test_dead_channels_and_flat_gradients_give_zeros_not_nan():
+    zeros = torch.zeros(1, 2, 3, 3)
+    for method in METHODS.values():
+        assert torch.equal(method(zeros, torch.ones_like(zeros)), torch.zeros(1, 3, 3))
+        assert torch.equal(method(torch.ones_like(zeros), zeros), torch.zeros(1, 3, 3))
+
+
+def test_gradcam_plus_plus_by_hand():
+    activations = torch.tensor([[[[1.0, 2.0]], [[0.0, 1.0]]]])
+    gradients = torch.tensor([[[[1.0, -1.0]], [[2.0, 2.0]]]])
+    # Channel 0: sum of A is 3; g = 1 gives 1 / (2 + 3) and g = -1 nothing: weight 0.2.
+    # Channel 1: sum of A is 1; g = 2 gives 2 / (2 + 2), twice: weight 1.
+    expected = 0.2 * activations[:, 0] + activations[:, 1]
+    torch.testing.assert_close(METHODS["gradcam++"](activations, gradients), expected)
+
+
+def test_own_function_and_wrong_names():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    images = torch.rand(1, 3, 4, 4)
+    first = gradcam(model, images, "0", 0, lambda activations, gradients: activations[:, 0])
+    torch.testing.assert_close(first, model[0](images)[:, 0].detach())
+    with pytest.raises(ValueError, match=r"`method` must be one of \[.*'gradcam'.*\] or a function, got 'cam'"):
+        gradcam(model, images, "0", 0, "cam")
+    with pytest.raises(TypeError, match=r"`method` must be .* or a function, got int"):
+        gradcam(model, images, "0", 0, 3)
+    with pytest.raises(ValueError, match=r"`method` must give one map a sample, shape \(1, 4, 4\), got \(1, 2, 4, 4\)"):
+        gradcam(model, images, "0", 0, lambda activations, gradients: activations)
