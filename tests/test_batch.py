@@ -1,0 +1,289 @@
+"""Which samples, how they are loaded and read, and what is refused."""
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny import Augmented, Images, TinyModule, loader, trainer
+from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
+
+from lightning_gradcam import Batch, GradCAMCallback
+from lightning_gradcam.batch import Fingerprint, check_samples, choose, default_batch, load, structure
+
+IMAGES = torch.rand(2, 3, 4, 4)
+LABELS = torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("samples", "length", "indices"),
+    [
+        (4, 8, [0, 2, 4, 6]),
+        (3, 10, [0, 3, 6]),
+        (16, 3, [0, 1, 2]),
+        (1, 5, [0]),
+        ([4, 0], 5, [4, 0]),
+        ((2,), 5, [2]),
+    ],
+)
+def test_chooses(samples, length, indices):
+    assert choose(samples, length) == indices
+
+
+def test_indices_out_of_range():
+    with pytest.raises(
+        ValueError, match=r"`samples` names the indices \[24, 99\], the dataset has 24 samples, 0 to 23"
+    ):
+        choose([0, 24, 99], 24)
+    with pytest.raises(ValueError, match="the dataset to take `samples` from is empty"):
+        choose(4, 0)
+
+
+@pytest.mark.parametrize(
+    ("samples", "error", "message"),
+    [
+        (0, ValueError, "`samples` must be at least 1, got 0"),
+        ([], ValueError, "`samples` must name at least one index, got none"),
+        ([0, -1], ValueError, "`samples` must hold indices of the dataset, 0 or above, got -1"),
+        ([0.5], ValueError, "`samples` must hold indices of the dataset, 0 or above, got 0.5"),
+        ("all", TypeError, "`samples` must be a number, indices or a dataset, got str"),
+        (True, TypeError, "`samples` must be a number, indices or a dataset, got bool"),
+        (Images(0), ValueError, "`samples` must hold at least one sample, got an empty Images"),
+    ],
+)
+def test_refuses_samples(samples, error, message):
+    with pytest.raises(error, match=message):
+        check_samples(samples)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (IMAGES, LABELS),
+        [IMAGES, LABELS],
+        {"image": IMAGES, "label": LABELS},
+        {"images": IMAGES, "labels": LABELS, "id": "a"},
+        {"pixel_values": IMAGES, "labels": LABELS},
+    ],
+)
+def test_reads_the_usual_batches(batch):
+    read = default_batch(batch)
+    assert read.images is IMAGES
+    assert read.labels is LABELS
+
+
+def test_reads_a_batch_without_labels():
+    assert default_batch({"image": IMAGES}).labels is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "shown"),
+    [
+        (IMAGES, r"tensor \(2, 3, 4, 4\) float32"),
+        ((IMAGES, LABELS, [1, 2]), r"\(tensor \(2, 3, 4, 4\) float32, tensor \(2,\) int64, \[int, int\]\)"),
+        ({"x": IMAGES}, r"\{'x': tensor \(2, 3, 4, 4\) float32\}"),
+        ((IMAGES[0], LABELS), r"\(tensor \(3, 4, 4\) float32, tensor \(2,\) int64\)"),
+        ((IMAGES, {"boxes": LABELS}), r"\{'boxes': tensor \(2,\) int64\}"),
+        ("text", "str"),
+    ],
+)
+def test_shows_what_it_cannot_read(batch, shown):
+    with pytest.raises(ValueError, match=f"cannot read the batch .*{shown}.*pass `batch_fn=lambda batch: Batch"):
+        default_batch(batch)
+
+
+def test_structure_of_long_lists():
+    assert structure(list(range(100))) == "[" + "int, " * 8 + "...]"
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"images": "x"}, TypeError, "`images` must be a tensor, got str"),
+        ({"images": IMAGES[0]}, ValueError, r"`images` must be \(n, c, H, W\) and not empty, got \(3, 4, 4\)"),
+        ({"images": IMAGES[:0]}, ValueError, r"`images` must be .* got \(0, 3, 4, 4\)"),
+        ({"images": IMAGES, "labels": [0, 1]}, TypeError, "`labels` must be a tensor, got list"),
+        (
+            {"images": IMAGES, "labels": LABELS[:1]},
+            ValueError,
+            r"`labels` must be \(2,\) or \(2, classes\), got \(1,\)",
+        ),
+        (
+            {"images": IMAGES, "regions": {"dog": torch.zeros(2, 5)}},
+            ValueError,
+            r"region 'dog' must be boxes \(2, 4\) or masks \(2, 4, 4\), got \(2, 5\)",
+        ),
+        ({"images": IMAGES, "ids": ["a"]}, ValueError, "`ids` must name 2 samples, got 1"),
+    ],
+)
+def test_batch_refuses_wrong_shapes(fields, error, message):
+    with pytest.raises(error, match=message):
+        Batch(**fields)
+
+
+def test_first_of_a_batch():
+    tokens = {"tokens": torch.arange(10).reshape(2, 5), "scale": torch.tensor(3.0), "prompt": "a"}
+    batch = Batch(IMAGES, LABELS, {"dog": torch.ones(2, 4)}, tokens, ["x", "y"]).first(1)
+    assert torch.equal(batch.images, IMAGES[:1])
+    assert batch.labels.tolist() == [0]
+    assert batch.regions["dog"].shape == (1, 4)
+    assert batch.inputs["tokens"].tolist() == [[0, 1, 2, 3, 4]]
+    assert batch.inputs["scale"] == 3
+    assert batch.ids == ["x"]
+
+
+# Loading
+
+
+def collate_reversed(items):
+    images, labels = default_collate(items)
+    return {"image": images.flip(-1), "label": labels}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"batch_size": 3}, {"drop_last": True, "batch_size": 5}])
+def test_loads_the_same_samples_whatever_the_loader(workers, options):
+    (images, labels), indices, length = load(loader(num_workers=workers, **options), [1, 7, 4])
+    assert torch.equal(images, Images().images[[1, 7, 4]])
+    assert labels.tolist() == [1, 1, 1]
+    assert indices == [1, 7, 4]
+    assert length == 24
+
+
+def test_loads_through_the_collate_function():
+    batch, _, _ = load(loader(collate_fn=collate_reversed), 2)
+    assert torch.equal(batch["image"], Images().images[[0, 12]].flip(-1))
+
+
+def test_augmentations_are_the_same_every_time_and_leave_the_random_states():
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    first = load(loader(Augmented()), 4)[0][0]
+    assert torch.equal(first, load(loader(Augmented()), 4)[0][0])
+    assert not torch.equal(first, Images().images[[0, 6, 12, 18]])
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1:] == (np.random.get_state()[1].tolist(), random.getstate())
+
+
+class Stream(IterableDataset):
+    def __init__(self, batch=None):
+        self.batch = batch
+
+    def __iter__(self):
+        for i in range(40):
+            image = torch.full((3, 8, 8), float(i))
+            yield (
+                (image, i) if self.batch is None else (image.expand(self.batch, 3, 8, 8), torch.full((self.batch,), i))
+            )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_iterable_datasets_give_their_first_items(workers):
+    (_, labels), indices, length = load(DataLoader(Stream(), 4, num_workers=workers), 6)
+    assert labels.tolist() == [0, 1, 2, 3, 4, 5]
+    assert indices is length is None
+
+
+def test_loader_without_batching_gives_its_first_batch():
+    (images, _), _, _ = load(DataLoader(Stream(batch=5), batch_size=None), 3)
+    assert images.shape == (5, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"`samples` as indices needs a dataset that is read by index.*got Stream"):
+        load(DataLoader(Stream()), [0, 1])
+
+
+def test_own_dataset_and_foreign_loaders():
+    own = Subset(Images(), [5, 6])
+    (images, _), indices, length = load([default_collate([Images()[0]])], own)
+    assert torch.equal(images, Images().images[[5, 6]])
+    assert (indices, length) == ([0, 1], 2)
+    with pytest.raises(ValueError, match="a list, has no `dataset` to take samples from; pass a dataset of your own"):
+        load([], 4)
+
+
+def test_fingerprint_tells_samples_from_pixels():
+    batch = Batch(IMAGES, LABELS, ids=[0, 1])
+    same = Fingerprint.of(batch, 10)
+    assert same == Fingerprint.of(Batch(IMAGES.clone(), LABELS, ids=[0, 1]), 10)
+    brighter = Fingerprint.of(Batch(IMAGES + 1, LABELS, ids=[0, 1]), 10)
+    assert (brighter.identity, brighter.pixels == same.pixels) == (same.identity, False)
+    for other in (
+        Fingerprint.of(batch, 11),
+        Fingerprint.of(Batch(IMAGES, LABELS, ids=[0, 2]), 10),
+        Fingerprint.of(Batch(IMAGES, LABELS + 1, ids=[0, 1]), 10),
+    ):
+        assert other.identity != same.identity
+        assert other.pixels == same.pixels
+
+
+# In a run
+
+
+class Hooked(TinyModule):
+    """Scales images before, at and after the transfer: 2 * 3 * 5 = 30."""
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return batch[0] * 2, batch[1]
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        return super().transfer_batch_to_device((batch[0] * 3, batch[1]), device, dataloader_idx)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch[0] * 5 + torch.rand(()), batch[1]
+
+
+def watched(module, train, val=None, **options):
+    """Fit and return the callback's batch."""
+    callback = GradCAMCallback(**options)
+    trainer(callback, max_epochs=1).fit(module, train, val)
+    return callback._probe.batch
+
+
+def test_passes_the_transfer_hooks():
+    images = watched(Hooked(), loader(), loader(), samples=[3]).images
+    offset = images - 30 * Images().images[[3]]
+    torch.testing.assert_close(offset, offset.mean().expand_as(offset), rtol=0, atol=1e-4)
+    assert 0 <= offset.mean() <= 1
+    assert torch.equal(images, watched(Hooked(), loader(), loader(), samples=[3]).images)
+
+
+def test_training_data_serve_without_validation():
+    batch = watched(TinyModule(), loader(Images(8)), samples=2)
+    assert torch.equal(batch.images, Images(8).images[[0, 4]])
+    assert batch.ids == [0, 4]
+
+
+def test_validation_data_serve_before_lightning_has_loaded_them():
+    callback = GradCAMCallback(samples=2)
+    fit = trainer(callback, num_sanity_val_steps=0, check_val_every_n_epoch=2)
+    fit.fit(TinyModule(), loader(Images(8)), loader(Images(10)))
+    assert torch.equal(callback._probe.batch.images, Images(10).images[[0, 5]])
+
+
+def test_first_of_several_validation_loaders(caplog):
+    module = TinyModule()
+    module.validation_step = lambda batch, batch_idx, dataloader_idx: None
+    caplog.set_level("INFO")
+    batch = watched(module, loader(), [loader(Images(9)), loader(Images(10))], samples=3)
+    assert torch.equal(batch.images, Images(9).images[[0, 3, 6]])
+    assert "takes its samples from the first of 2 data loaders" in caplog.text
+
+
+def test_nan_images():
+    broken = Images()
+    broken.images[6, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"the images of the samples \[6\] hold NaN or infinite values; mend the data"):
+        watched(TinyModule(), loader(), loader(broken), samples=4)
+
+
+def test_batch_fn_that_returns_no_batch():
+    with pytest.raises(TypeError, match="`batch_fn` must return a `Batch`, got tuple"):
+        watched(TinyModule(), loader(), loader(), batch_fn=lambda batch: tuple(batch))
+
+
+def test_failure_of_the_first_process_reaches_the_others():
+    from lightning_gradcam.batch import fixed_batch
+
+    message = ("OSError: disk gone", None, None, None)
+    other = SimpleNamespace(is_global_zero=False, strategy=SimpleNamespace(broadcast=lambda value: message))
+    with pytest.raises(RuntimeError, match="the first process could not load the fixed batch: OSError: disk gone"):
+        fixed_batch(other, TinyModule(), loader(), 4, default_batch)

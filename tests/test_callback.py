@@ -1,0 +1,454 @@
+"""When the callback looks, what loggers receive, and what is refused before training."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.strategies import SingleDeviceStrategy
+from tiny import Images, TinyModule, loader, trainer
+from torch import nn
+
+from lightning_gradcam import Batch, Display, GradCAMCallback, gradcam
+from lightning_gradcam.metrics.evidence import empty, strength
+
+BATCHES = 3  # of 8 in 24 images
+
+
+class Recorder(Logger):
+    """Keeps what it is given; pictures as a TensorBoard logger would get them."""
+
+    def __init__(self):
+        super().__init__()
+        self.scalars = []
+
+    @property
+    def name(self):
+        return "recorder"
+
+    @property
+    def version(self):
+        return 0
+
+    def log_metrics(self, metrics, step=None):
+        self.scalars.append((step, metrics))
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+    def steps(self, key):
+        return [step for step, metrics in self.scalars if key in metrics]
+
+    def values(self, key):
+        return [metrics[key] for _, metrics in self.scalars if key in metrics]
+
+
+def pictures(folder="."):
+    """Step by key of every JPEG file written below the folder."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*.jpg")):
+        key, step = path.stem.split("-step=")
+        with Image.open(path) as picture:
+            picture.verify()
+        found.setdefault(key, []).append(int(step))
+    return found
+
+
+def fit(callback=None, module=None, val=True, **options):
+    callback = callback or GradCAMCallback(samples=4)
+    module = module or TinyModule()
+    logger = Recorder()
+    run = trainer(callback, logger=logger, **options)
+    run.fit(module, loader(shuffle=True), loader() if val else None)
+    return run, logger
+
+
+def test_one_grid_and_one_set_of_numbers_an_epoch_at_the_step_of_its_metrics():
+    _, logger = fit(max_epochs=3)
+    assert pictures() == {"gradcam-grid": [0, *logger.steps("val_loss")]}
+    assert len(logger.steps("val_loss")) == 3
+    for key in ("strength", "empty_fraction", "seconds"):
+        assert logger.steps(f"gradcam/{key}") == [0, *logger.steps("val_loss")]
+
+
+def test_numbers_are_those_of_the_final_model():
+    run, logger = fit()
+    indices = [0, 6, 12, 18]
+    images, labels = Images().images[indices], Images().labels[indices]
+    signed = gradcam(
+        run.lightning_module, images, "net.5", target=lambda output, batch: output[range(len(labels)), labels]
+    )
+    assert logger.values("gradcam/strength")[-1] == pytest.approx(strength(signed).median().item(), rel=1e-4)
+    assert logger.values("gradcam/empty_fraction")[-1] == empty(signed).float().mean()
+    assert run.callback_metrics["gradcam/strength"] == logger.values("gradcam/strength")[-1]
+
+
+def test_strength_only_for_signed_methods():
+    _, logger = fit(GradCAMCallback(samples=2, method="layercam"))
+    assert logger.steps("gradcam/strength") == []
+    assert len(logger.steps("gradcam/empty_fraction")) == 3
+
+
+def test_every_n_epochs_and_the_last_state_always():
+    _, logger = fit(GradCAMCallback(samples=2, every_n_epochs=2), max_epochs=5)
+    epochs = logger.steps("val_loss")
+    assert logger.steps("gradcam/strength") == [0, epochs[1], epochs[3], epochs[4]]
+
+
+def test_several_validations_an_epoch():
+    _, logger = fit(val_check_interval=1, max_epochs=2)
+    assert len(logger.steps("val_loss")) == 2 * BATCHES
+    assert logger.steps("gradcam/strength") == [0, *logger.steps("val_loss")]
+
+
+def test_without_validation():
+    _, logger = fit(val=False, max_epochs=2)
+    assert logger.steps("gradcam/strength") == [0, BATCHES - 1, 2 * BATCHES - 1]
+    assert pictures() == {"gradcam-grid": [0, BATCHES - 1, 2 * BATCHES - 1]}
+
+
+def test_epochs_without_validation():
+    _, logger = fit(check_val_every_n_epoch=2, max_epochs=3)
+    assert len(logger.steps("val_loss")) == 1
+    assert len(logger.steps("gradcam/strength")) == 4
+
+
+def test_a_run_that_ends_in_mid_epoch():
+    run, logger = fit(GradCAMCallback(samples=2, every_n_epochs=10), max_epochs=-1, max_steps=4)
+    assert run.global_step == 4
+    assert logger.steps("gradcam/strength") == [0, 3]
+
+
+def test_a_run_that_another_callback_ends():
+    callback = GradCAMCallback(samples=2, every_n_epochs=10)
+    stop = EarlyStopping("val_loss", patience=1, min_delta=1e9, check_on_train_epoch_end=True)
+    logger = Recorder()
+    run = trainer(callback, stop, max_epochs=9, logger=logger)
+    run.fit(TinyModule(), loader(), loader())
+    assert run.current_epoch == 2
+    assert logger.steps("gradcam/strength") == [0, 2 * BATCHES - 1]
+
+
+def test_sanity_check_runs_everything_and_logs_nothing():
+    calls = []
+
+    def forward(module, batch):
+        calls.append(run.sanity_checking)
+        return module(batch.images)
+
+    callback, logger = GradCAMCallback("net.4", samples=2, forward_fn=forward), Recorder()
+    run = trainer(callback, logger=logger, max_epochs=1)
+    run.fit(TinyModule(), loader(), loader())
+    assert calls == [True, False, False]
+    assert len(logger.steps("gradcam/strength")) == 2
+
+
+def test_validate_and_test_after_fit():
+    run, logger = fit(max_epochs=1)
+    run.validate(run.lightning_module, loader(), verbose=False)
+    run.test(run.lightning_module, loader(Images(6)), verbose=False)
+    last = logger.values("gradcam/strength")[-1]
+    assert logger.steps("gradcam/strength") == [0, BATCHES - 1, BATCHES, BATCHES]
+    assert logger.values("gradcam/strength") == [logger.values("gradcam/strength")[0], last, last, last]
+
+
+@pytest.mark.parametrize("inference_mode", [True, False])
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_validate_and_test_alone(verb, inference_mode):
+    callback, logger = GradCAMCallback(samples=4), Recorder()
+    run = trainer(callback, logger=logger, inference_mode=inference_mode)
+    getattr(run, verb)(TinyModule(), loader(), verbose=False)
+    assert logger.steps("gradcam/strength") == [0]
+
+
+def test_fast_dev_run_leaves_nothing_on_disk():
+    calls = []
+
+    def forward(module, batch):
+        calls.append(1)
+        return module(batch.images)
+
+    trainer(GradCAMCallback(forward_fn=forward, target_layer="net.4"), fast_dev_run=True, logger=True).fit(
+        TinyModule(), loader(), loader()
+    )
+    assert len(calls) == 2
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling:UserWarning")
+def test_overfit_batches():
+    _, logger = fit(overfit_batches=1)
+    assert len(logger.steps("gradcam/strength")) == 3
+
+
+def test_two_fits_with_one_callback():
+    callback = GradCAMCallback(samples=2)
+    fit(callback)
+    first = callback._probe
+    trainer(callback).fit(TinyModule(), loader(), loader(Images(12)))
+    assert callback._probe.fingerprint.identity != first.fingerprint.identity
+
+
+def test_more_samples_than_there_are_and_one_sample():
+    callback = GradCAMCallback(samples=100)
+    fit(callback)
+    assert len(callback._probe.batch.images) == 24
+    callback = GradCAMCallback(samples=1)
+    fit(callback)
+    assert callback._probe.batch.images.shape == (1, 3, 16, 16)
+
+
+def test_one_channel_images():
+    callback = GradCAMCallback(samples=2)
+    trainer(callback).fit(TinyModule(1), loader(Images(channels=1)), loader(Images(channels=1)))
+    assert callback._probe.photos.shape == (2, 16, 16)
+    assert len(pictures()["gradcam-grid"]) == 3
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precisions(precision):
+    _, logger = fit(precision=precision)
+    assert len(logger.steps("gradcam/strength")) == 3
+    assert all(isinstance(value, float) for value in logger.values("gradcam/strength"))
+
+
+def test_bf16_mixed_runs_the_capture_in_autocast():
+    dtypes = []
+
+    def forward(module, batch):
+        output = module(batch.images)
+        dtypes.append(output.dtype)
+        return output
+
+    fit(GradCAMCallback("net.4", samples=2, forward_fn=forward), precision="bf16-mixed")
+    assert set(dtypes) == {torch.bfloat16}
+
+
+def test_frozen_module():
+    module = TinyModule()
+    module.net[:8].requires_grad_(False)
+    _, logger = fit(module=module)
+    assert len(logger.steps("gradcam/strength")) == 3
+
+
+def test_several_layers():
+    _, logger = fit(GradCAMCallback(["net.4", "net[0]"], samples=2))
+    assert len(logger.steps("gradcam_4/strength")) == len(logger.steps("gradcam_0/strength")) == 3
+    assert len(logger.steps("gradcam/seconds")) == 3
+    assert set(pictures()) == {"gradcam_4-grid", "gradcam_0-grid"}
+
+
+def test_layer_prefixes_keep_what_tells_them_apart():
+    callback = GradCAMCallback(prefix="cam")
+    assert callback._prefixes(["model.layer4"]) == {"cam": "model.layer4"}
+    assert callback._prefixes(["model.layer3", "model.layer4.0.conv1"]) == {
+        "cam_layer3": "model.layer3",
+        "cam_layer4.0.conv1": "model.layer4.0.conv1",
+    }
+    assert callback._prefixes(["model", "model.layer4"]) == {"cam_model": "model", "cam_model.layer4": "model.layer4"}
+
+
+def test_the_automatic_layer_is_named_in_the_log(caplog):
+    caplog.set_level(logging.INFO)
+    fit()
+    assert caplog.text.count("GradCAMCallback looks at `net.5`; `target_layer` names another.") == 1
+
+
+def test_class_names_and_normalization_are_found():
+    from torchvision.transforms import v2
+
+    dataset = Images()
+    dataset.transform = v2.Compose([v2.Normalize([0.5] * 3, [0.25] * 3)])
+    callback = GradCAMCallback(samples=2)
+    trainer(callback).fit(TinyModule(), loader(dataset), loader(torch.utils.data.Subset(dataset, range(12))))
+    assert callback._probe.class_names == ["ant", "bee", "crab"]
+    expected = (dataset.images[[0, 6]] * 0.25 + 0.5) * torch.tensor([0.299, 0.587, 0.114]).reshape(3, 1, 1)
+    torch.testing.assert_close(callback._probe.photos, expected.sum(1))
+    callback = GradCAMCallback(samples=2, display=Display(mean=0, std=1, class_names=["x", "y", "z"]))
+    trainer(callback).fit(TinyModule(), loader(dataset), loader(dataset))
+    assert callback._probe.class_names == ["x", "y", "z"]
+
+
+def test_letters_that_the_font_lacks_are_named():
+    with pytest.warns(UserWarning, match=r"the font has no glyph for '蟻' in the class names; give `Display\(font="):
+        fit(GradCAMCallback(samples=1, display=Display(class_names=["蟻", "é", "ß"])))
+
+
+# Files
+
+
+def test_files_lie_in_the_folder_of_the_run():
+    run = trainer(GradCAMCallback(samples=1), logger=CSVLogger("logs", name="a", version="b"), max_epochs=1)
+    run.fit(TinyModule(), loader(), loader())
+    names = sorted(path.name for path in Path("logs/a/b/gradcam").iterdir())
+    assert names == ["gradcam-grid-step=00000000.jpg", "gradcam-grid-step=00000002.jpg"]
+
+
+def test_runs_without_logger_do_not_share_a_folder():
+    for _ in range(2):
+        trainer(GradCAMCallback(samples=1), max_epochs=1).fit(TinyModule(), loader(), loader())
+    assert sorted(path.name for path in Path().iterdir()) == ["gradcam", "gradcam_1"]
+
+
+# State
+
+
+def test_state_is_plain_and_survives_a_resume():
+    checkpoint = ModelCheckpoint("checkpoints", save_last=True)
+    callback = GradCAMCallback(samples=4)
+    run = trainer(callback, checkpoint, max_epochs=1, enable_checkpointing=True)
+    run.fit(TinyModule(), loader(), loader())
+    state = torch.load("checkpoints/last.ckpt", weights_only=True)["callbacks"][callback.state_key]
+    assert state == {"fingerprint": vars(callback._probe.fingerprint)}
+
+    logger = Recorder()
+    again = trainer(GradCAMCallback(samples=4), checkpoint, max_epochs=2, logger=logger, enable_checkpointing=True)
+    again.fit(TinyModule(), loader(), loader(), ckpt_path="checkpoints/last.ckpt")
+    assert logger.steps("gradcam/strength") == logger.steps("val_loss")
+    assert len(logger.steps("val_loss")) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [({"samples": 3}, "samples"), ({"samples": 4, "batch_fn": lambda batch: Batch(batch[0] / 2, batch[1])}, "pixels")],
+)
+def test_a_changed_batch_is_noticed_on_resume(options, what):
+    checkpoint = ModelCheckpoint("checkpoints", save_last=True)
+    run = trainer(GradCAMCallback(samples=4), checkpoint, max_epochs=1, enable_checkpointing=True)
+    run.fit(TinyModule(), loader(), loader())
+    again = trainer(GradCAMCallback(**options), checkpoint, max_epochs=2, enable_checkpointing=True)
+    with pytest.warns(UserWarning, match=f"the {what} of the fixed batch are not those of the resumed run"):
+        again.fit(TinyModule(), loader(), loader(), ckpt_path="checkpoints/last.ckpt")
+
+
+def test_two_callbacks_in_one_trainer():
+    logger = Recorder()
+    one, two = GradCAMCallback("net.4", samples=2), GradCAMCallback("net.0", samples=2, prefix="early")
+    assert one.state_key != two.state_key
+    trainer(one, two, logger=logger).fit(TinyModule(), loader(), loader())
+    assert len(logger.steps("gradcam/strength")) == len(logger.steps("early/strength")) == 3
+
+
+def test_checkpoints_can_monitor_a_key():
+    checkpoint = ModelCheckpoint("checkpoints", monitor="gradcam/strength", mode="max")
+    callback = GradCAMCallback(samples=2)
+    run = trainer(callback, checkpoint, enable_checkpointing=True)
+    run.fit(TinyModule(), loader(), loader())
+    assert checkpoint.best_model_score is not None
+
+
+# Faults after the set-up
+
+
+def test_a_later_failure_is_a_warning_and_the_run_goes_on():
+    calls = []
+
+    def target(output, batch):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("boom")
+        return output[:, 0]
+
+    with pytest.warns(UserWarning, match="observation in epoch 0, step 3, failed and is left out.*RuntimeError: boom"):
+        run, logger = fit(GradCAMCallback("net.4", samples=2, target=target), max_epochs=3)
+    assert run.current_epoch == 3
+    assert len(logger.steps("gradcam/strength")) == 3
+
+
+# Bad input
+
+
+class NoForward(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.model = TinyModule().net
+
+    training_step = TinyModule.training_step
+    validation_step = TinyModule.validation_step
+    configure_optimizers = TinyModule.configure_optimizers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"every_n_epochs": 0}, ValueError, "`every_n_epochs` must be a whole number of at least 1, got 0"),
+        ({"every_n_epochs": 1.5}, ValueError, "`every_n_epochs` must be a whole number of at least 1, got 1.5"),
+        ({"prefix": ""}, ValueError, "`prefix` must be letters, digits, .* got ''"),
+        ({"prefix": "a/b"}, ValueError, "`prefix` must be letters, digits, .* got 'a/b'"),
+        ({"samples": 0}, ValueError, "`samples` must be at least 1, got 0"),
+        ({"target": "class"}, ValueError, "`target` must be one of"),
+        ({"method": "cam"}, ValueError, "`method` must be one of"),
+        ({"target_layer": 4}, TypeError, "`target_layer` must be a name, a module or a sequence of these, got 4"),
+    ],
+)
+def test_errors_at_construction(arguments, error, message):
+    with pytest.raises(error, match=message):
+        GradCAMCallback(**arguments)
+
+
+@pytest.mark.parametrize("sanity_steps", [0, 2])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"target_layer": "net.layer4"}, "`target_layer` 'net.layer4' is not a layer of TinyModule; the closest names"),
+        ({"target_layer": nn.ReLU()}, "`target_layer` ReLU is not a part of TinyModule"),
+        ({"target_layer": "spare"}, "`target_layer` 'spare' was not reached by the forward pass"),
+        ({"target_layer": "net.6"}, r"`target_layer` 'net.6' hands out \(4, 8, 1, 1\), expected a spatial map"),
+        ({"target_layer": "net.8"}, r"`target_layer` 'net.8' hands out \(4, 3\), expected a spatial map"),
+        ({"batch_fn": lambda batch: Batch(batch[0])}, '`target="label"` needs labels and the batch has none'),
+        ({"batch_fn": lambda batch: Batch(batch[0], batch[1] + 3)}, "label 3 is outside the model's 3 classes, 0 to 2"),
+        ({"target": 3}, "`target` 3 is outside the model's 3 classes"),
+        ({"samples": [0, 24]}, r"`samples` names the indices \[24\], the dataset has 24 samples, 0 to 23"),
+        ({"display": Display(mean=[0, 0], std=[1, 1])}, "`mean` has 2 values, the images have 3 channels"),
+    ],
+)
+def test_errors_before_the_first_training_step(arguments, message, sanity_steps):
+    module = TinyModule()
+    module.spare = nn.Conv2d(3, 3, 1)
+    module.training_step = lambda *args: pytest.fail("training began")
+    callback = GradCAMCallback(**{"samples": 4, **arguments})
+    with pytest.raises(ValueError, match=message):
+        trainer(callback, num_sanity_val_steps=sanity_steps).fit(module, loader(), loader())
+
+
+def test_batch_that_cannot_be_read():
+    class Triples(Images):
+        def __getitem__(self, index):  # type: ignore[reportIncompatibleMethodOverride]
+            return *super().__getitem__(index), index
+
+    module = TinyModule()
+    module.validation_step = lambda batch, batch_idx: None
+    with pytest.raises(ValueError, match=r"cannot read the batch \[tensor .*, tensor .*, tensor .*\].*pass `batch_fn="):
+        trainer(GradCAMCallback()).fit(module, loader(), loader(Triples()))
+
+
+def test_module_without_forward():
+    with pytest.raises(ValueError, match=r"NoForward defines no `forward`.*pass `forward_fn=lambda module, batch: "):
+        trainer(GradCAMCallback()).fit(NoForward(), loader(), loader())
+    module = NoForward()
+    module.training_step = lambda batch, batch_idx: module.model(batch[0]).sum()
+    module.validation_step = lambda batch, batch_idx: None
+    callback = GradCAMCallback(forward_fn=lambda module, batch: module.model(batch.images))
+    trainer(callback).fit(module, loader(), loader())
+    assert len(pictures()["gradcam-grid"]) == 3
+
+
+def test_a_process_whose_capture_fails_is_agreed_upon_before_any_exchange():
+    exchanged = []
+
+    class Watched(SingleDeviceStrategy):
+        def reduce_boolean_decision(self, decision, all=True):  # noqa: A002
+            exchanged.append(decision)
+            return decision
+
+        def broadcast(self, obj, src=0):
+            exchanged.append(type(obj).__name__)
+            return obj
+
+    with pytest.raises(ValueError, match="is outside the model's 3 classes"):
+        trainer(GradCAMCallback(target=7), strategy=Watched("cpu")).fit(TinyModule(), loader(), loader())
+    assert exchanged[-1] is False

@@ -1,0 +1,234 @@
+"""Pictures by their pixels."""
+
+from io import BytesIO
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import v2
+
+from lightning_gradcam import Batch, Display
+from lightning_gradcam.picture.display import found_class_names, found_normalization, photos
+from lightning_gradcam.picture.encode import jpeg
+from lightning_gradcam.picture.grid import Caption, captions, grid, outline_boxes
+from lightning_gradcam.picture.overlay import COLORMAPS, colors, overlay
+from lightning_gradcam.picture.text import fit, load_font, missing_letters
+from lightning_gradcam.targets import predict
+
+CAPTION = Caption(("#1 cat", "0.90"), ("pred cat", "0.90"), True, "")
+
+
+# Colours and overlay
+
+
+@pytest.mark.parametrize("name", COLORMAPS)
+def test_colormaps_are_those_of_matplotlib(name):
+    values = torch.linspace(0, 1, 256)
+    expected = matplotlib.colormaps[name](values.numpy())[:, :3]
+    assert np.abs(colors(values, name).numpy() - expected).max() < 2.5 / 255
+
+
+def test_no_evidence_leaves_the_photo_as_it_is():
+    grey = torch.rand(3, 8, 8)
+    maps = torch.tensor([-1.0, 0.0, torch.nan]).reshape(3, 1, 1).expand(3, 2, 2)
+    picture = overlay(grey, maps, (8, 8), "turbo")
+    expected = (grey * 255).round().to(torch.uint8)
+    assert torch.equal(picture, expected[..., None].expand(3, 8, 8, 3))
+
+
+def test_full_evidence_is_three_quarters_colour():
+    picture = overlay(torch.full((1, 4, 4), 0.2), torch.ones(1, 2, 2), (4, 4), "turbo")
+    expected = 0.25 * 0.2 + 0.75 * colors(torch.tensor(1.0), "turbo")
+    assert picture[0, 0, 0].tolist() == (expected * 255).round().to(torch.uint8).tolist()
+
+
+def test_each_map_by_its_own_maximum():
+    maps = torch.rand(1, 3, 3)
+    pictures = overlay(torch.rand(1, 9, 9).expand(2, 9, 9), torch.cat([maps, 1000 * maps]), (9, 9), "turbo")
+    assert (pictures[0].int() - pictures[1].int()).abs().max() <= 1
+
+
+def test_evidence_lies_where_the_map_has_it():
+    maps = torch.zeros(1, 2, 4)
+    maps[0, 1, 3] = 1
+    picture = overlay(torch.zeros(1, 20, 40), maps, (20, 40), "turbo")
+    bright = picture.sum(-1)[0] > 60
+    rows, columns = bright.nonzero().unbind(1)
+    assert rows.min() >= 5
+    assert columns.min() >= 25
+    assert bright[15:, 35:].all()
+
+
+def test_contour_at_half_of_the_maximum():
+    maps = torch.zeros(1, 1, 4)
+    maps[0, 0, 0] = 1
+    picture = overlay(torch.zeros(1, 8, 32), maps, (8, 32), "inferno")
+    white = (picture[0] == 255).all(-1)
+    assert white[4].nonzero().tolist() == [[7]]  # halfway between the cells' centres at 3.5 and 11.5
+
+
+# Photos
+
+
+def test_undoes_a_normalization():
+    images = torch.rand(2, 3, 4, 4)
+    mean, std = [0.4, 0.5, 0.6], [0.1, 0.2, 0.3]
+    normalized = transforms.Normalize(mean, std)(images)
+    shown, note = photos(normalized, mean, std)
+    torch.testing.assert_close(shown, photos(images, None, None)[0])
+    assert note is None
+
+
+def test_unknown_normalization_takes_one_scale_for_the_batch_and_says_so():
+    images = torch.tensor([[-2.0, 0.0], [0.0, 2.0]]).reshape(2, 1, 1, 2)
+    shown, note = photos(images, None, None)
+    assert shown.reshape(-1).tolist() == [0, 0.5, 0.5, 1]
+    assert note
+    assert "one scale from -2 (black) to 2 (white); give `Display(mean=..., std=...)`" in note
+
+
+def test_values_from_0_to_1_and_bytes_are_shown_as_they_are():
+    images = torch.tensor([0.25, 0.5]).reshape(1, 1, 1, 2)
+    assert photos(images, None, None) == (pytest.approx(images[:, 0]), None)
+    shown, note = photos(torch.tensor([51, 255], dtype=torch.uint8).reshape(1, 1, 1, 2), None, None)
+    torch.testing.assert_close(shown.reshape(-1), torch.tensor([0.2, 1.0]))
+    assert note is None
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_any_number_of_channels(channels):
+    shown, _ = photos(torch.full((1, channels, 2, 2), 0.5), None, None)
+    torch.testing.assert_close(shown, torch.full((1, 2, 2), 0.5))
+
+
+class Data:
+    def __init__(self, transform=None, dataset=None, classes=None):
+        for name, value in (("transform", transform), ("dataset", dataset), ("classes", classes)):
+            if value is not None:
+                setattr(self, name, value)
+
+
+@pytest.mark.parametrize("library", [transforms, v2])
+def test_finds_the_normalization(library):
+    normalize = library.Normalize((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    nested = library.Compose([library.Resize(8), library.Compose([normalize])])
+    for dataset in (Data(normalize), Data(nested), Data(dataset=Data(nested)), Data(torch.nn.Sequential(normalize))):
+        assert found_normalization(dataset) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert found_normalization(Data(library.Resize(8))) == (None, None)
+    assert found_normalization(None) == (None, None)
+
+
+def test_finds_the_class_names():
+    assert found_class_names(Data(classes=["a", 1])) == ["a", "1"]
+    assert found_class_names(Data(dataset=Data(classes=("a",)))) == ["a"]
+    assert found_class_names(Data(classes="abc")) is None
+    assert found_class_names(None) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mean": 0.5}, "`Display` needs `mean` and `std` together, got one of them"),
+        ({"mean": 0.5, "std": [0.5, 0]}, "`std` must be above 0 in every channel, got"),
+        ({"colormap": "jet"}, r"`colormap` must be one of \['inferno', 'turbo'\], got 'jet'"),
+        ({"tile": 8}, "`tile` must be at least 32 pixels, got 8"),
+        ({"class_names": "abc"}, "`class_names` must be a sequence of names, got the string 'abc'"),
+        ({"font": "none.ttf"}, "`font` must be a TrueType file, there is none at 'none.ttf'"),
+    ],
+)
+def test_display_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Display(**arguments)
+
+
+# Captions and text
+
+
+def test_captions():
+    logits = torch.tensor([[1.0, 1.0], [3.0, 1.0], [0.0, 9.0]]).log()
+    batch = Batch(torch.zeros(3, 3, 4, 4), torch.tensor([0, 0, 0]), ids=[4, 8, "x"])
+    maps = torch.tensor([[[1.0]], [[-1.0]], [[torch.inf]]])
+    one, two, three = captions(batch, maps, predict(logits, batch), ["cat"])
+    assert one == Caption(("#4 cat", "0.50"), ("pred cat", "0.50"), True, "")
+    assert two == Caption(("#8 cat", "0.75"), ("pred cat", "0.75"), True, "map empty")
+    assert three == Caption(("#x cat", "0.00"), ("x pred 1", "1.00"), False, "map not finite")
+
+
+def test_captions_of_multi_hot_labels_and_of_models_that_are_no_classifiers():
+    batch = Batch(torch.zeros(1, 3, 4, 4), torch.tensor([[1, 0, 1]]))
+    (caption,) = captions(batch, torch.ones(1, 1, 1), None, ["a", "b", "c"])
+    assert caption == Caption(("#0 a+c", ""), ("", ""), None, "")
+    (caption,) = captions(Batch(batch.images), torch.ones(1, 1, 1), None, None)
+    assert caption.sample == ("#0 ", "")
+
+
+def test_the_font_covers_what_users_write():
+    font = load_font(None, 13)
+    assert missing_letters(["é ß → ≥ – ž ł ğ α Ω ж я", "عربي"], font) == ""
+    assert missing_letters(["猫 and 犬"], font) == "犬猫"
+
+
+def test_text_fits():
+    font = load_font(None, 13)
+    assert fit("cat", font, 100) == "cat"
+    short = fit("a very long class name", font, 60)
+    assert short.endswith("…")
+    assert font.getlength(short) <= 60
+    assert fit("two\nlines\x00", font, 100) == "two lines "
+
+
+# The grid
+
+
+@pytest.mark.parametrize(("n", "columns", "rows"), [(1, 1, 1), (6, 6, 1), (7, 4, 2), (13, 5, 3), (16, 6, 3)])
+def test_size_of_the_grid(n, columns, rows):
+    picture = grid(torch.rand(n, 8, 8), torch.rand(n, 2, 2), [CAPTION] * n, {}, "key", tile=64)
+    assert picture.size == (columns * 68 + 4, rows * (64 + 34 + 4) + 4 + 17)
+
+
+def test_tiles_keep_the_aspect_of_the_images():
+    wide = grid(torch.rand(1, 8, 16), torch.rand(1, 2, 4), [CAPTION], {}, "", tile=64)
+    assert wide.size == (72, 32 + 34 + 8 + 17)
+    tall = grid(torch.rand(1, 64, 4), torch.rand(1, 4, 1), [CAPTION], {}, "", tile=64)
+    assert tall.size == (32 + 8, 64 + 34 + 8 + 17)
+
+
+@pytest.mark.parametrize(("right", "color"), [(True, (27, 94, 155)), (False, (179, 38, 30)), (None, (74, 74, 74))])
+def test_strip_tells_right_from_wrong(right, color):
+    caption = Caption(("#1", ""), ("", ""), right, "")
+    picture = grid(torch.zeros(1, 8, 8), torch.ones(1, 2, 2), [caption], {}, "", tile=64)
+    assert picture.getpixel((5, 4 + 64 + 30)) == color
+
+
+def test_boxes_are_white_within_black():
+    box = {"a": torch.tensor([[4, 4, 12, 12]])}
+    picture = grid(torch.full((1, 16, 16), 0.5), -torch.ones(1, 2, 2), [CAPTION], box, "", tile=64)
+    row = [picture.getpixel((x, 4 + 32)) for x in range(4 + 14, 4 + 20)]
+    grey, black, white = (128,) * 3, (0,) * 3, (255,) * 3
+    assert row == [grey, grey, black, white, grey, grey]
+
+
+def test_boxes_around_masks():
+    masks = torch.zeros(2, 6, 8)
+    masks[0, 1:3, 2:7] = 1
+    assert outline_boxes(masks).tolist() == [[2, 1, 7, 3], [0, 0, 0, 0]]
+    boxes = torch.tensor([[1, 2, 3, 4]])
+    assert outline_boxes(boxes).tolist() == [[1, 2, 3, 4]]
+
+
+def test_empty_maps_are_marked():
+    plain = grid(torch.zeros(1, 8, 8), -torch.ones(1, 2, 2), [CAPTION], {}, "")
+    marked = grid(torch.zeros(1, 8, 8), -torch.ones(1, 2, 2), [Caption(*[("", "")] * 2, True, "map empty")], {}, "")
+    tile = (4, 4, 164, 164)
+    assert not np.asarray(plain.crop(tile)).any()
+    assert (np.asarray(marked.crop(tile)) == 255).any()
+
+
+def test_jpeg():
+    picture = grid(torch.rand(4, 32, 32), torch.rand(4, 2, 2), [CAPTION] * 4, {}, "key")
+    again = Image.open(BytesIO(jpeg(picture)))
+    assert (again.format, again.size) == ("JPEG", picture.size)
+    assert np.abs(np.asarray(again).astype(int) - np.asarray(picture)).mean() < 8
