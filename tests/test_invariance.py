@@ -1,0 +1,188 @@
+"""A run with the callback against the same run without it, bit by bit; and naive ways, which must not pass."""
+
+import random
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from tiny import Augmented, Images, TinyModule, loader, trainer
+
+from lightning_gradcam import GradCAMCallback
+
+
+class Traced(TinyModule):
+    """Notes the data that each step gets."""
+
+    def __init__(self):
+        super().__init__()
+        self.trace = []
+
+    def training_step(self, batch, batch_idx):
+        self.trace.append(batch[0].sum().item())
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        if not self.trainer.sanity_checking:
+            self.trace.append(batch[0].sum().item())
+        return super().validation_step(batch, batch_idx)
+
+
+class Manual(Traced):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):  # type: ignore[reportIncompatibleMethodOverride]
+        optimizer = self.optimizers()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        if batch_idx % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+class PartlyInEval(Traced):
+    """Keeps its BatchNorm in eval mode and its first convolution frozen."""
+
+    def on_train_epoch_start(self):
+        self.net[0].requires_grad_(False)
+        self.net[1].eval()
+
+
+class OwnGenerator(Images):
+    """Draws its noise from a generator of its own, which moves on with every item."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image + torch.randn((), generator=self.generator), label
+
+
+def outcome(module_class, callbacks, train, val, options, workers):
+    """Train from a fixed seed; everything that the callback might have changed."""
+    pl.seed_everything(1, verbose=False)
+    module = module_class()
+    run = trainer(*callbacks, **options)
+    run.fit(module, loader(train, shuffle=True, **workers), None if val is None else loader(val, **workers))
+    return {
+        "weights and buffers": module.state_dict(),
+        "optimizer": run.optimizers[0].state_dict(),
+        "data": module.trace,
+        "training": [part.training for part in module.modules()],
+        "requires_grad": [parameter.requires_grad for parameter in module.parameters()],
+        "random": (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()),
+    }
+
+
+def different(one, two):
+    """What of two outcomes is not the same to the last bit."""
+
+    def same(name):
+        try:
+            torch.testing.assert_close(one[name], two[name], rtol=0, atol=0)
+        except AssertionError:
+            return False
+        return True
+
+    return {name for name in one if not same(name)}
+
+
+WEIGHTS = "weights and buffers"
+PERSISTENT = {"num_workers": 2, "persistent_workers": True}
+
+
+@pytest.mark.parametrize(
+    ("module", "train", "val", "options", "workers"),
+    [
+        (Traced, Images, Images, {}, {}),
+        (Traced, Images, Images, {"accumulate_grad_batches": 4, "val_check_interval": 1}, {}),
+        (Traced, Augmented, Augmented, {"num_sanity_val_steps": 0}, {}),
+        (Traced, Augmented, Augmented, {"accumulate_grad_batches": 4, "val_check_interval": 0.5}, {"num_workers": 2}),
+        (Traced, Augmented, Augmented, {"num_sanity_val_steps": 0, "val_check_interval": 0.5}, PERSISTENT),
+        (Traced, Images, OwnGenerator, {"num_sanity_val_steps": 0}, PERSISTENT),
+        (Traced, Augmented, OwnGenerator, {"num_sanity_val_steps": 0}, {"num_workers": 2}),
+        (Traced, Augmented, None, {}, {}),
+        (Traced, Augmented, None, {}, {"num_workers": 1}),
+        (Traced, Augmented, Augmented, {"num_sanity_val_steps": 0, "check_val_every_n_epoch": 2}, {}),
+        (Manual, Augmented, Augmented, {"num_sanity_val_steps": 0}, {}),
+        (Manual, Images, Images, {"val_check_interval": 0.5}, {"num_workers": 2}),
+        (PartlyInEval, Augmented, Augmented, {"num_sanity_val_steps": 0}, {}),
+        (Traced, Augmented, Augmented, {"precision": "bf16-mixed", "num_sanity_val_steps": 0}, {}),
+        (Traced, Augmented, Augmented, {"max_steps": 4, "max_epochs": -1, "num_sanity_val_steps": 0}, {}),
+    ],
+)
+def test_a_run_ends_bit_identical(module, train, val, options, workers):
+    def run(*callbacks):
+        options_here = {"max_epochs": 3, **options}
+        return outcome(module, callbacks, train(), None if val is None else val(), options_here, workers)
+
+    without = run()
+    callback = GradCAMCallback(samples=5)
+    assert different(run(callback), without) == set()
+    assert callback._proven
+
+
+# Counter-checks: the comparison above notices what naive callbacks do.
+
+
+class BackwardIntoParameters(pl.Callback):
+    """Grad-CAM as most code does it: zero the gradients, then go back through the whole model."""
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        images = Images().images[:4]
+        with torch.enable_grad():
+            pl_module.zero_grad()
+            F.cross_entropy(pl_module(images), torch.zeros(4, dtype=torch.long)).backward()
+
+
+class TrainAndEval(pl.Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        pl_module.eval()
+        pl_module.train()
+
+
+class UsesRandomNumbers(pl.Callback):
+    """Fetches a batch of augmented samples in the run's own random state."""
+
+    def on_train_start(self, trainer, pl_module):
+        dataset = trainer.val_dataloaders.dataset
+        torch.stack([dataset[i][0] for i in range(4)])
+
+
+class IteratesTheLoader(pl.Callback):
+    """Takes the first batch of the user's own loader, under an isolated random state."""
+
+    def on_train_start(self, trainer, pl_module):
+        with torch.random.fork_rng():
+            next(iter(trainer.val_dataloaders))
+
+
+@pytest.mark.parametrize(
+    ("naive", "module", "val", "options", "workers", "what"),
+    [
+        (BackwardIntoParameters, Traced, Images, {"accumulate_grad_batches": 4, "val_check_interval": 1}, {}, WEIGHTS),
+        (TrainAndEval, PartlyInEval, Images, {"num_sanity_val_steps": 0}, {}, "training"),
+        (UsesRandomNumbers, Traced, Augmented, {"num_sanity_val_steps": 0}, {}, WEIGHTS),
+        (IteratesTheLoader, Traced, OwnGenerator, {"num_sanity_val_steps": 0}, PERSISTENT, "data"),
+    ],
+)
+def test_naive_ways_do_not(naive, module, val, options, workers, what):
+    options = {"max_epochs": 2, **options}
+    with_callback = outcome(module, [naive()], Images(), val(), options, workers)
+    without = outcome(module, [], Images(), val(), options, workers)
+    assert what in different(with_callback, without)
+
+
+def test_no_hook_and_no_graph_is_left_between_observations():
+    class Check(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            assert not any(part._forward_hooks or part._backward_hooks for part in pl_module.modules())
+
+    callback = GradCAMCallback(samples=2)
+    trainer(callback, Check()).fit(TinyModule(), loader(), loader())
+    assert not any("batch" in name for name in vars(type(callback)) if name.startswith("on_"))
+    assert callback._probe.batch.images.device.type == "cpu"
