@@ -159,8 +159,8 @@ def load(loader: Any, samples: Samples) -> tuple[Any, list[int] | None, int | No
     """Load samples as ``loader`` would, without iterating it or disturbing what it hands out later.
 
     They pass through its ``collate_fn`` and, where it has workers, through a throw-away worker of the same kind, so
-    that neither a persistent worker nor a dataset that owns a generator moves on. All random states are restored;
-    random augmentations draw from a fixed seed.
+    that no persistent worker moves on. All random states are restored, those of generators that the dataset owns among
+    them; random augmentations draw from a fixed seed.
 
     Args:
         loader: The data loader whose dataset and way of loading are used.
@@ -198,7 +198,7 @@ def load(loader: Any, samples: Samples) -> tuple[Any, list[int] | None, int | No
         length = len(dataset)
         indices = list(range(length)) if isinstance(samples, Dataset) else choose(samples, length)
         options["batch_sampler"] = [indices]
-    with random_state(SEED):
+    with random_state(SEED, holder=dataset):
         generator = torch.Generator().manual_seed(SEED)
         for batch in DataLoader(dataset, generator=generator, **options):
             return batch, indices, length

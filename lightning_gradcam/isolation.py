@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,15 +16,17 @@ from torch import nn
 
 
 @contextmanager
-def random_state(seed: int | None = None) -> Iterator[None]:
+def random_state(seed: int | None = None, holder: Any = None) -> Iterator[None]:
     """Restore the CPU, CUDA, numpy and python random states on exit, also after an exception.
 
     Args:
         seed: What to seed all of them with on entry; ``None`` leaves them as they are.
+        holder: An object whose own random generators are restored as well, such as a dataset with one in a transform.
     """
     # Seeding CUDA before it is initialised would only be queued, and would later overwrite the run's own seed.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     numpy_state, python_state = np.random.get_state(), random.getstate()
+    restore_held = [_restorer(generator) for generator in _generators(holder)]
     with torch.random.fork_rng(devices):
         try:
             if seed is not None:
@@ -35,6 +39,38 @@ def random_state(seed: int | None = None) -> Iterator[None]:
         finally:
             np.random.set_state(numpy_state)
             random.setstate(python_state)
+            for restore in restore_held:
+                restore()
+
+
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+def _generators(holder: Any) -> list[Any]:
+    """The random generators in an object's attributes and containers, and in those of the objects found there."""
+    found, seen, pending = [], set(), [holder]
+    while pending and len(seen) < 10_000:  # a dataset may hold a list of all its files
+        item = pending.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, _GENERATORS) and not isinstance(item, random.SystemRandom):
+            found.append(item)
+        elif isinstance(item, dict):
+            pending += item.values()
+        elif isinstance(item, (list, tuple)):
+            pending += item
+        elif not isinstance(item, (torch.Tensor, type, ModuleType)):
+            pending += getattr(item, "__dict__", {}).values()
+    return found
+
+
+def _restorer(generator: Any) -> Callable[[], object]:
+    if isinstance(generator, np.random.Generator):
+        return partial(setattr, generator.bit_generator, "state", generator.bit_generator.state)
+    if isinstance(generator, (torch.Generator, np.random.RandomState)):
+        return partial(generator.set_state, generator.get_state())
+    return partial(generator.setstate, generator.getstate())
 
 
 @contextmanager

@@ -165,6 +165,33 @@ def test_augmentations_are_the_same_every_time_and_leave_the_random_states():
     assert states[1:] == (np.random.get_state()[1].tolist(), random.getstate())
 
 
+def test_generators_that_a_dataset_holds_are_restored():
+    class Transform:
+        def __init__(self):
+            self.numpy = np.random.default_rng(0)
+            self.old = np.random.RandomState(0)
+
+        def __call__(self, image):
+            return image + self.numpy.random() + self.old.rand()
+
+    class Own(Images):
+        def __init__(self):
+            super().__init__()
+            self.generators = {"torch": torch.Generator().manual_seed(0), "python": [random.Random(0)]}
+            self.transform = Transform()
+            self.itself = self
+
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            noise = torch.rand((), generator=self.generators["torch"]) + self.generators["python"][0].random()
+            return self.transform(image + noise).float(), label
+
+    dataset = Own()
+    load(loader(dataset), 4)
+    assert torch.equal(dataset[0][0], Own()[0][0])
+    assert not torch.equal(dataset[0][0], Own()[0][0])  # the counter-check: reading does move them on
+
+
 class Stream(IterableDataset):
     def __init__(self, batch=None):
         self.batch = batch

@@ -105,6 +105,8 @@ PERSISTENT = {"num_workers": 2, "persistent_workers": True}
         (Traced, Augmented, Augmented, {"num_sanity_val_steps": 0, "val_check_interval": 0.5}, PERSISTENT),
         (Traced, Images, OwnGenerator, {"num_sanity_val_steps": 0}, PERSISTENT),
         (Traced, Augmented, OwnGenerator, {"num_sanity_val_steps": 0}, {"num_workers": 2}),
+        (Traced, Augmented, OwnGenerator, {"num_sanity_val_steps": 0}, {}),
+        (Traced, OwnGenerator, None, {}, {}),
         (Traced, Augmented, None, {}, {}),
         (Traced, Augmented, None, {}, {"num_workers": 1}),
         (Traced, Augmented, Augmented, {"num_sanity_val_steps": 0, "check_val_every_n_epoch": 2}, {}),
