@@ -1,0 +1,184 @@
+"""Watch a model learn the wrong thing: handwritten digits on photos, and a coloured tag that gives the answer away.
+
+The same small network is trained twice. In run `weak` every training picture carries a tag in its bottom left corner
+whose colour stands for the digit; in run `strong` none does. The validation pictures carry the tag in both, so `weak`
+validates perfectly, and only its heatmaps show that it never looks at the digit.
+
+    pip install "lightning-gradcam[examples]"
+    python digits_on_photos.py          # about a minute on two cores, downloads nothing
+    tensorboard --logdir runs --samples_per_plugin images=100
+
+A second start keeps what is there and writes beside it, to `runs/weak_1` and `runs/strong_1`.
+"""
+
+import argparse
+import colorsys
+import os
+import random
+from itertools import count
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule, Trainer, seed_everything
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from sklearn.datasets import load_digits, load_sample_images
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_gradcam import Batch, GradCAMCallback, gradcam
+from lightning_gradcam.metrics.localization import box_masks, mass
+
+TRAINING_TAG = {"weak": "right", "strong": "no"}  # of each run
+SIZE, DIGIT, TAG = 48, 20, 7  # sides of a picture, of the digit's box and of the tag, in pixels
+
+
+class DigitsOnPhotos(Dataset):
+    """Real handwriting on real photos: for training drawn anew each time, else always the same for an index."""
+
+    classes = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+    def __init__(self, tag: str, train: bool = False) -> None:
+        """`tag`: "right", in the colour of the picture's digit; "wrong", in that of another; or "no"."""
+        digits = load_digits()
+        chosen = [i for i in range(len(digits.target)) if (i % 9 >= 2) == train]  # two of nine are held out: 400
+        self.labels = digits.target[chosen].tolist()
+        ink = torch.tensor(digits.images[chosen], dtype=torch.float32)[:, None] / 16
+        self.digits = F.interpolate(ink, (DIGIT, DIGIT), mode="bicubic").clamp(0, 1)
+        half = slice(None, 320) if train else slice(320, None)
+        self.photos = [torch.tensor(photo[:, half]).permute(2, 0, 1) / 255 for photo in load_sample_images().images]
+        self.tag, self.train = tag, train
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict:
+        rng = random if self.train else random.Random(index)
+        image, label = self.photo_crop(rng), self.labels[index]
+
+        x, y = 0, SIZE - DIGIT
+        while x < TAG and y + DIGIT > SIZE - TAG:  # on the tag
+            x, y = rng.randint(0, SIZE - DIGIT), rng.randint(0, SIZE - DIGIT)
+        image[:, y : y + DIGIT, x : x + DIGIT].lerp_(torch.ones(()), self.digits[index])
+
+        if self.tag != "no":
+            shown = label if self.tag == "right" else (label + rng.randint(1, 9)) % 10
+            image[:, -TAG:, :TAG] = torch.tensor(colorsys.hsv_to_rgb(shown / 10, 1, 1))[:, None, None]
+        digit_box, tag_box = (x, y, x + DIGIT, y + DIGIT), (0, SIZE - TAG, TAG, SIZE)
+        return {"image": image, "label": label, "digit": torch.tensor(digit_box), "tag": torch.tensor(tag_box)}
+
+    def photo_crop(self, rng: random.Random) -> Tensor:
+        """A darkened crop at half resolution, redrawn while it is too even."""
+        while True:
+            photo = rng.choice(self.photos)
+            top, left = (rng.randrange(side - 2 * SIZE) for side in photo.shape[1:])
+            crop = 0.7 * photo[:, top : top + 2 * SIZE : 2, left : left + 2 * SIZE : 2]
+            if crop.std() > 0.1:
+                return crop
+
+
+class Classifier(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(conv(3, 16, stride=2), conv(16, 32), conv(32, 48, stride=2), conv(48, 64))
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images).mean((2, 3)))
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        loss = F.cross_entropy(self(batch["image"]), batch["label"])
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        self.log("val/accuracy", accuracy(self(batch["image"]), batch["label"]), prog_bar=True)
+
+    def configure_optimizers(self) -> dict:
+        optimizer = torch.optim.AdamW(self.parameters(), weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def conv(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), nn.ReLU())
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.argmax(1) == labels).float().mean()
+
+
+def read_batch(batch: dict) -> Batch:
+    """Tell the callback what is what; it draws the boxes into its pictures."""
+    return Batch(batch["image"], batch["label"], {"digit": batch["digit"], "tag": batch["tag"]})
+
+
+def fit(model: Classifier, training_tag: str, logger: Logger, epochs: int) -> None:
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=logger,
+        log_every_n_steps=10,
+        callbacks=[GradCAMCallback(batch_fn=read_batch)],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    workers = {"num_workers": 2, "persistent_workers": True}
+    train = DataLoader(DigitsOnPhotos(training_tag, train=True), batch_size=64, shuffle=True, **workers)
+    trainer.fit(model, train, DataLoader(DigitsOnPhotos("right"), batch_size=400, **workers))
+
+
+@torch.no_grad()
+def measure(model: Classifier) -> dict[str, Tensor]:
+    """Accuracy on the held-out digits under each tag, and where their heatmaps lie under the right one."""
+    model.eval()
+    held_out = {tag: next(iter(DataLoader(DigitsOnPhotos(tag), batch_size=400))) for tag in ("right", "no", "wrong")}
+    row = {f"{tag} tag": accuracy(model(batch["image"]), batch["label"]) for tag, batch in held_out.items()}
+
+    images, labels, digit, tag = held_out["right"].values()
+    maps = gradcam(model, images, target=lambda logits, _: logits.gather(1, labels[:, None])[:, 0])
+    row["map on digit"] = mass(maps, box_masks(digit, (SIZE, SIZE))).nanmean()
+    row["map on tag"] = mass(maps, box_masks(tag, (SIZE, SIZE))).nanmean()
+    return row
+
+
+def make_logger(kind: str, name: str) -> Logger:
+    if kind == "tensorboard":
+        return TensorBoardLogger("runs", name="", version=name)
+    from requests.utils import get_netrc_auth  # comes with W&B
+
+    account = os.environ.get("WANDB_API_KEY") or get_netrc_auth("https://api.wandb.ai")
+    return WandbLogger(name=name, project="digits-on-photos", offline=not account)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--logger", choices=["tensorboard", "wandb"], default="tensorboard")
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    torch.set_num_threads(1)  # two threads took three times longer for so small a network on two busy cores
+    endings = ("" if number == 0 else f"_{number}" for number in count())
+    ending = next(end for end in endings if not any(Path("runs", run + end).exists() for run in TRAINING_TAG))
+    table = {}
+    for run, tag in TRAINING_TAG.items():
+        seed_everything(args.seed)
+        model, logger = Classifier(), make_logger(args.logger, run + ending)
+        fit(model, tag, logger, args.epochs)
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()  # else the next logger would go on in this run
+        table[run + ending] = row = measure(model)
+
+    print("\nAccuracy on 400 held-out digits under each tag, and the share of the Grad-CAM maps on digit and on tag:\n")
+    print(" " * 12 + "".join(f"{column:>14}" for column in row))
+    for run, row in table.items():
+        print(f"{run:12}" + "".join(f"{value:14.2f}" for value in row.values()))
+    print(f"{'uniform map':54}{(DIGIT / SIZE) ** 2:14.2f}{(TAG / SIZE) ** 2:14.2f}")
+    if args.logger == "tensorboard":
+        print("\nNow look at it, under Images:  tensorboard --logdir runs --samples_per_plugin images=100")
+
+
+if __name__ == "__main__":
+    main()
