@@ -275,7 +275,7 @@ class GradCAMCallback(Callback):
     def _show(self, probe: _Probe, observation: Observation, trainer: Trainer, step: int | None) -> None:
         """Draw one grid a layer and hand it to the loggers; without ``step`` only draw."""
         display = self.display
-        at = trainer.global_step if step is None else step
+        when = f"epoch {trainer.current_epoch} · step {step}" if trainer.global_step else "before training"
         for prefix, name in probe.layers.items():
             maps = observation.maps[name]
             picture = grid(
@@ -283,7 +283,7 @@ class GradCAMCallback(Callback):
                 maps,
                 captions(probe.batch, maps, observation.prediction, probe.class_names),
                 probe.batch.regions,
-                f"{name} {tuple(maps.shape[1:])} · {self._question} · step {at}",
+                f"{name} {tuple(maps.shape[1:])} · {self._question} · {when}",
                 tile=display.tile,
                 colormap=display.colormap,
                 font=display.font,
