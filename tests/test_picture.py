@@ -208,7 +208,7 @@ def test_boxes_are_white_within_black():
     picture = grid(torch.full((1, 16, 16), 0.5), -torch.ones(1, 2, 2), [CAPTION], box, "", tile=64)
     row = [picture.getpixel((x, 4 + 32)) for x in range(4 + 14, 4 + 20)]
     grey, black, white = (128,) * 3, (0,) * 3, (255,) * 3
-    assert row == [grey, grey, black, white, grey, grey]
+    assert row == [grey, grey, black, white, white, grey]
 
 
 def test_boxes_around_masks():

@@ -153,9 +153,10 @@ def outline_boxes(region: Tensor) -> Tensor:
 
 def _draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float], corner: tuple[int, int]) -> None:
     x0, y0, x1, y1 = (round(value + offset) for value, offset in zip(box, corner * 2, strict=True))
-    if x1 - x0 > 2 and y1 - y0 > 2:
+    if x1 - x0 > 4 and y1 - y0 > 4:
+        # Three pixels in all: dashboards show the picture at a third, where thinner lines lose whole sides.
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline="black")
-        draw.rectangle((x0 + 1, y0 + 1, x1 - 2, y1 - 2), outline="white")
+        draw.rectangle((x0 + 1, y0 + 1, x1 - 2, y1 - 2), outline="white", width=2)
 
 
 def _draw_strip(
