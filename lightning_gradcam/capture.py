@@ -66,7 +66,7 @@ def capture(
             raise ValueError(f"`target` must give one score a sample, shape ({samples},), got {got}")
         return scores
 
-    with torch.inference_mode(False), eager(), random_state(), evaluating(model), _taps(layers) as taps:
+    with torch.inference_mode(False), eager(), random_state(holder=model), evaluating(model), _taps(layers) as taps:
         with torch.no_grad():
             output = forward()
             gradients = _gradients(checked_score, output, taps)

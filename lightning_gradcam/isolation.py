@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 
 @contextmanager
@@ -44,24 +47,33 @@ def random_state(seed: int | None = None, holder: Any = None) -> Iterator[None]:
 
 
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_LEAVES = (str, bytes, int, float, complex, type(None), torch.Tensor, np.ndarray, type, ModuleType)
 
 
 def _generators(holder: Any) -> list[Any]:
-    """The random generators in an object's attributes and containers, and in those of the objects found there."""
-    found, seen, pending = [], set(), [holder]
-    while pending and len(seen) < 10_000:  # a dataset may hold a list of all its files
-        item = pending.pop()
-        if id(item) in seen:
+    """The random generators in an object's attributes, containers and closures, and in those of what is found there."""
+    found, seen, pending = [], set(), deque([holder])
+    while pending and len(seen) < 10_000:  # nearest first, so that a long list of objects hides nothing beside it
+        item = pending.popleft()
+        if isinstance(item, _LEAVES) or id(item) in seen:
             continue
         seen.add(id(item))
         if isinstance(item, _GENERATORS) and not isinstance(item, random.SystemRandom):
             found.append(item)
         elif isinstance(item, dict):
-            pending += item.values()
+            pending.extend(item.values())
         elif isinstance(item, (list, tuple)):
-            pending += item
-        elif not isinstance(item, (torch.Tensor, type, ModuleType)):
-            pending += getattr(item, "__dict__", {}).values()
+            pending.extend(item)
+        elif isinstance(item, partial):
+            pending.extend([item.func, *item.args, *item.keywords.values()])
+        elif isinstance(item, MethodType):
+            pending.append(item.__self__)
+        elif isinstance(item, FunctionType):
+            for cell in item.__closure__ or ():
+                with suppress(ValueError):  # a cell that is still empty
+                    pending.append(cell.cell_contents)
+        else:
+            pending.extend(getattr(item, "__dict__", {}).values())
     return found
 
 
@@ -77,33 +89,61 @@ def _restorer(generator: Any) -> Callable[[], object]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module of ``model`` in eval mode and restore on exit what a forward can change.
 
-    Restored are each module's own ``training`` flag, each parameter's ``requires_grad`` and each buffer, both
-    the object and its values. Flags are set one by one: ``model.train()`` would also flip the sub-modules that
-    the user keeps in eval mode.
+    Restored are each module's own ``training`` flag, each parameter's ``requires_grad``, each buffer, and each plain
+    attribute, such as a counter or a cached tensor. Flags are set one by one: ``model.train()`` would also flip the
+    sub-modules that the user keeps in eval mode. The user's backward hooks do not run: they are meant for training.
     """
-    training = [(module, module.training) for module in model.modules()]
+    modules = list(model.modules())
+    training = [module.training for module in modules]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
+    restorers = [_restorer_of_names(names, limit) for module in modules for names, limit in _namespaces(module)]
     try:
-        for module, _ in training:
+        for module in modules:
             module.training = False
+            for name in ("_backward_hooks", "_backward_pre_hooks"):
+                if getattr(module, name, None):
+                    setattr(module, name, OrderedDict())
         yield
     finally:
-        for module, flag in training:
+        for restore in restorers:
+            restore()
+        for module, flag in zip(modules, training, strict=True):
             module.training = flag
         for parameter, flag in trainable:
             parameter.requires_grad_(flag)
+
+
+def _namespaces(module: nn.Module) -> Iterator[tuple[dict[str, Any], float]]:
+    """What a module names that a forward may change, and how many values of a tensor there are worth a copy."""
+    if isinstance(module._buffers, dict):  # a scripted module has none of its own
+        yield module._buffers, math.inf
+    if not type(module).__module__.startswith("torch.distributed."):  # wrappers keep the state of a protocol there
+        yield vars(module), 1_000_000
+
+
+def _restorer_of_names(names: dict[str, Any], limit: float) -> Callable[[], None]:
+    """A function that gives names back as they are now: the objects, and the values of their tensors and lists."""
+    objects = dict(names)
+    tensors = [(value, value.detach().clone()) for value in objects.values() if _is_state(value, limit)]
+    lists = [(value, list(value)) for value in objects.values() if isinstance(value, list)]
+
+    def restore() -> None:
+        for name in names.keys() - objects.keys():
+            del names[name]
+        names.update(objects)
+        for held, values in lists:
+            held[:] = values
         with torch.no_grad():
-            for module, name, buffer, values in buffers:
-                if getattr(module, name) is not buffer:
-                    setattr(module, name, buffer)
+            for held, values in tensors:
                 # BatchNorm changes its buffers without a version bump, so only the values tell.
-                if not torch.equal(buffer, values):
-                    buffer.copy_(values)
+                if not torch.equal(held, values):
+                    held.copy_(values)
+
+    return restore
+
+
+def _is_state(value: Any, limit: float) -> bool:
+    return isinstance(value, torch.Tensor) and not is_lazy(value) and value.numel() <= limit
 
 
 def eager() -> AbstractContextManager[Any]:

@@ -209,26 +209,56 @@ def test_leaves_no_trace():
 
 
 class Restless(nn.Module):
-    """Draws random numbers, replaces a buffer and changes another in its forward, in eval mode too."""
+    """Draws random numbers and changes all kinds of state in its forward, in eval mode too."""
 
     def __init__(self):
         super().__init__()
         self.net = tiny_net()
         self.register_buffer("count", torch.zeros(1))
         self.register_buffer("total", torch.zeros(1))
+        self.register_buffer("first", None)
+        self.generator = torch.Generator().manual_seed(0)
+        self.calls, self.cache, self.average, self.seen = 0, None, torch.zeros(3), []
 
     def forward(self, images):
         self.count = self.count + 1
         self.total += 1
+        self.first = images[:1]
+        self.calls += 1
+        self.cache = self.new = images
+        self.average += 1
+        self.seen.append(1)
+        torch.rand(1, generator=self.generator)
         return self.net(images) * (1 + torch.rand(1) + np.random.rand() + random.random())
 
+    def state(self):
+        drawn = self.generator.get_state().tolist()
+        return drawn, self.count, self.total, self.first, self.calls, self.cache, self.average.tolist(), list(self.seen)
 
-def test_restores_buffers_and_random_states():
+
+def test_restores_all_state_and_random_states():
     model, images = Restless(), torch.rand(2, 3, 16, 16)
+    before = model.state()
     with untouched(model):
         gradcam(model, images, "net[4]", target=0)
-    model(images)  # the counter-check: this forward does change what the context compares
-    assert model.count == model.total == 1
+    assert model.state() == before
+    assert not hasattr(model, "new")
+    model(images)  # the counter-check: this forward does change what is compared
+    assert model.count == model.total == model.calls == 1
+    assert model.seen == [1]
+
+
+def test_backward_hooks_of_the_user_do_not_run():
+    calls = []
+    model, images = tiny_net().train(), torch.rand(2, 3, 16, 16)
+    expected = gradcam(model, images, "4", target=0)
+    for name in ("4", "5", "8"):
+        model.get_submodule(name).register_full_backward_hook(lambda *args: calls.append(1))
+        model.get_submodule(name).register_full_backward_pre_hook(lambda *args: calls.append(1))
+    assert torch.equal(gradcam(model, images, "4", target=0), expected)
+    assert calls == []
+    model[8](torch.rand(2, 8, requires_grad=True)).sum().backward()
+    assert calls == [1, 1]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
