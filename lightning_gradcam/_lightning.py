@@ -8,10 +8,12 @@ callback must be a subclass of the one that the user's ``Trainer`` comes from: w
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradcam.isolation import random_state
+from lightning_gradcam.isolation import evaluating, random_state
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -22,7 +24,16 @@ else:
     else:
         from pytorch_lightning import Callback, LightningModule, Trainer
 
-__all__ = ["Callback", "LightningModule", "Trainer", "before_batch_transfer", "loaders", "logged_step"]
+__all__ = [
+    "Callback",
+    "LightningModule",
+    "Trainer",
+    "before_batch_transfer",
+    "loaders",
+    "logged_step",
+    "muted",
+    "validating",
+]
 
 
 def logged_step(trainer: Trainer) -> int:
@@ -40,14 +51,13 @@ def before_batch_transfer(pl_module: LightningModule, batch: Any) -> Any:
 def loaders(trainer: Trainer) -> list[Any]:
     """The data loaders to take samples from: validation's, without validation training's; in a test the test's."""
     if trainer.state.fn == "test":
-        found = trainer.test_dataloaders
-    elif trainer.state.fn == "validate":
-        found = trainer.val_dataloaders
-    elif trainer.enable_validation:
-        found = trainer.val_dataloaders or _requested_val_dataloaders(trainer)
-    else:
-        found = trainer.train_dataloader
-    return _leaves(found)
+        return _leaves(trainer.test_dataloaders)
+    if trainer.state.fn == "validate":
+        return _leaves(trainer.val_dataloaders)
+    found = trainer.val_dataloaders
+    if found is None and trainer.enable_validation:
+        found = _requested_val_dataloaders(trainer)
+    return _leaves(found if trainer.enable_validation else None) or _leaves(trainer.train_dataloader)
 
 
 def _requested_val_dataloaders(trainer: Trainer) -> Any:
@@ -69,4 +79,33 @@ def _leaves(loaders: Any) -> list[Any]:
         loaders = list(loaders.values())
     if isinstance(loaders, (list, tuple)):
         return [leaf for loader in loaders for leaf in _leaves(loader)]
-    return [] if loaders is None else [loaders]
+    dataset = getattr(loaders, "dataset", None)
+    empty = loaders is None or (isinstance(dataset, Sized) and not len(dataset))
+    return [] if empty else [loaders]
+
+
+@contextmanager
+def validating(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Let the transfer hooks see a validation: many augment where the trainer or the module is training."""
+    stage = trainer.state.stage
+    try:
+        if trainer.training:
+            trainer.validating = True
+        with evaluating(pl_module):
+            yield
+    finally:
+        trainer.state.stage = stage
+
+
+@contextmanager
+def muted(pl_module: LightningModule) -> Iterator[None]:
+    """Let ``self.log`` in a forward of ours do nothing: it would mix our samples into the user's metrics."""
+    names = vars(pl_module)
+    own = {name: names[name] for name in ("log", "log_dict") if name in names}
+    try:
+        names["log"] = names["log_dict"] = lambda *args, **options: None
+        yield
+    finally:
+        for name in ("log", "log_dict"):
+            del names[name]
+        names.update(own)

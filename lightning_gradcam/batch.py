@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from lightning_gradcam._lightning import before_batch_transfer
+from lightning_gradcam._lightning import before_batch_transfer, validating
 from lightning_gradcam.isolation import random_state
 
 if TYPE_CHECKING:
@@ -118,24 +119,26 @@ def structure(value: Any) -> str:
     return type(value).__name__
 
 
-def check_samples(samples: Samples) -> None:
-    """Refuse a ``samples`` argument that can never work."""
+def as_samples(samples: Samples) -> Samples:
+    """Check the ``samples`` argument and make its integers Python's own; refuse what can never work."""
     if isinstance(samples, Dataset):
         if not isinstance(samples, Sized):
             raise ValueError(f"`samples` as a dataset needs a length, {type(samples).__name__} has none")
         if not len(samples):
             raise ValueError(f"`samples` must hold at least one sample, got an empty {type(samples).__name__}")
-    elif isinstance(samples, int) and not isinstance(samples, bool):
+        return samples
+    if isinstance(samples, Integral) and not isinstance(samples, bool):
         if samples < 1:
             raise ValueError(f"`samples` must be at least 1, got {samples}")
-    elif isinstance(samples, Sequence) and not isinstance(samples, str):
+        return int(samples)
+    if isinstance(samples, Sequence) and not isinstance(samples, str):
         if not samples:
             raise ValueError("`samples` must name at least one index, got none")
         for index in samples:
-            if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+            if not isinstance(index, Integral) or isinstance(index, bool) or index < 0:
                 raise ValueError(f"`samples` must hold indices of the dataset, 0 or above, got {index!r}")
-    else:
-        raise TypeError(f"`samples` must be a number, indices or a dataset, got {type(samples).__name__}")
+        return [int(index) for index in samples]
+    raise TypeError(f"`samples` must be a number, indices or a dataset, got {type(samples).__name__}")
 
 
 def choose(samples: int | Sequence[int], length: int) -> list[int]:
@@ -163,7 +166,7 @@ def load(loader: Any, samples: Samples) -> tuple[Any, list[int] | None, int | No
     them; random augmentations draw from a fixed seed.
 
     Args:
-        loader: The data loader whose dataset and way of loading are used.
+        loader: The data loader whose dataset and way of loading are used; ``None`` if there is none.
         samples: How many samples, which indices, or a dataset to take instead of the loader's own. An iterable
             dataset gives its first items, a loader without automatic batching its first batch.
 
@@ -175,13 +178,15 @@ def load(loader: Any, samples: Samples) -> tuple[Any, list[int] | None, int | No
         ValueError: If there is no dataset, it is empty, or it cannot give these samples.
     """
     dataset: Any = samples if isinstance(samples, Dataset) else getattr(loader, "dataset", None)
+    if loader is None and dataset is None:
+        raise ValueError("the trainer has no data loader to take `samples` from; pass a dataset as `samples`")
     if dataset is None:
         raise ValueError(
             f"the data loader, a {type(loader).__name__}, has no `dataset` to take samples from; "
             "pass a dataset of your own as `samples`"
         )
     options: dict[str, Any] = {"collate_fn": getattr(loader, "collate_fn", None) or default_collate}
-    if getattr(loader, "num_workers", 0):
+    if loader is not None and getattr(loader, "num_workers", 0):
         options["num_workers"] = 1
         options["worker_init_fn"] = loader.worker_init_fn
         options["multiprocessing_context"] = loader.multiprocessing_context
@@ -196,9 +201,17 @@ def load(loader: Any, samples: Samples) -> tuple[Any, list[int] | None, int | No
         options["batch_size"] = None if unbatched else samples
     else:
         length = len(dataset)
-        indices = list(range(length)) if isinstance(samples, Dataset) else choose(samples, length)
+        if isinstance(samples, Dataset):
+            indices = list(range(length))
+        else:
+            pool = getattr(
+                getattr(loader, "sampler", None), "indices", None
+            )  # a SubsetRandomSampler splits the dataset
+            if not isinstance(samples, int) or not isinstance(pool, Sequence):
+                pool = range(length)
+            indices = [pool[i] for i in choose(samples, len(pool))]
         options["batch_sampler"] = [indices]
-    with random_state(SEED, holder=dataset):
+    with random_state(SEED, holder=(dataset, options["collate_fn"])):
         generator = torch.Generator().manual_seed(SEED)
         for batch in DataLoader(dataset, generator=generator, **options):
             return batch, indices, length
@@ -257,7 +270,8 @@ def fixed_batch(
     if message:
         raise error or RuntimeError(f"the first process could not load the fixed batch: {message}")
 
-    with torch.inference_mode(False), random_state(SEED):
+    holder = (pl_module, getattr(trainer, "datamodule", None))
+    with torch.inference_mode(False), random_state(SEED, holder), validating(trainer, pl_module):
         raw = trainer.precision_plugin.convert_input(raw)
         raw = before_batch_transfer(pl_module, raw)
         batch = batch_fn(trainer.strategy.batch_to_device(raw))

@@ -1,16 +1,17 @@
 """Which samples, how they are loaded and read, and what is refused."""
 
 import random
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tiny import Augmented, Images, TinyModule, loader, trainer
-from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler, default_collate
 
 from lightning_gradcam import Batch, GradCAMCallback
-from lightning_gradcam.batch import Fingerprint, check_samples, choose, default_batch, load, structure
+from lightning_gradcam.batch import Fingerprint, as_samples, choose, default_batch, load, structure
 
 IMAGES = torch.rand(2, 3, 4, 4)
 LABELS = torch.tensor([0, 1])
@@ -54,7 +55,7 @@ def test_indices_out_of_range():
 )
 def test_refuses_samples(samples, error, message):
     with pytest.raises(error, match=message):
-        check_samples(samples)
+        as_samples(samples)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +166,12 @@ def test_augmentations_are_the_same_every_time_and_leave_the_random_states():
     assert states[1:] == (np.random.get_state()[1].tolist(), random.getstate())
 
 
+def test_a_random_subset_is_chosen_from():
+    sampler = SubsetRandomSampler(range(12, 24))
+    assert load(loader(sampler=sampler), 4)[1] == [12, 15, 18, 21]
+    assert load(loader(sampler=sampler), [1, 2])[1] == [1, 2]
+
+
 def test_generators_that_a_dataset_holds_are_restored():
     class Transform:
         def __init__(self):
@@ -180,10 +187,15 @@ def test_generators_that_a_dataset_holds_are_restored():
             self.generators = {"torch": torch.Generator().manual_seed(0), "python": [random.Random(0)]}
             self.transform = Transform()
             self.itself = self
+            self.paths = [str(i) for i in range(20_000)]
+            held, called = np.random.default_rng(1), np.random.RandomState(1)
+            self.closure = lambda: held.random()
+            self.partial = partial(called.uniform, 0, 1)
 
         def __getitem__(self, index):
             image, label = super().__getitem__(index)
             noise = torch.rand((), generator=self.generators["torch"]) + self.generators["python"][0].random()
+            noise = noise + self.closure() + self.partial()
             return self.transform(image + noise).float(), label
 
     dataset = Own()
@@ -293,6 +305,33 @@ def test_first_of_several_validation_loaders(caplog):
     batch = watched(module, loader(), [loader(Images(9)), loader(Images(10))], samples=3)
     assert torch.equal(batch.images, Images(9).images[[0, 3, 6]])
     assert "takes its samples from the first of 2 data loaders" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_iterable_validation_data(workers):
+    module = TinyModule()
+    module.validation_step = lambda batch, batch_idx: None
+    batch = watched(module, loader(), DataLoader(Stream(), 4, num_workers=workers), samples=5, target="predicted")
+    assert batch.labels.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.filterwarnings("ignore:Total length of .* across ranks is zero:UserWarning")
+@pytest.mark.parametrize("val", [[], [loader(Images(0))]])
+def test_training_data_serve_where_validation_has_none(val):
+    assert torch.equal(watched(TinyModule(), loader(Images(8)), val, samples=2).images, Images(8).images[[0, 4]])
+
+
+class AugmentsInTraining(TinyModule):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return (batch[0] * 0 if self.training or self.trainer.training else batch[0]), batch[1]
+
+
+@pytest.mark.parametrize("sanity_steps", [0, 2])
+def test_the_fixed_batch_is_no_training_batch(sanity_steps):
+    callback = GradCAMCallback(samples=2)
+    module = AugmentsInTraining()
+    trainer(callback, num_sanity_val_steps=sanity_steps).fit(module, loader(), loader())
+    assert torch.equal(callback._probe.batch.images, Images().images[[0, 12]])
 
 
 def test_nan_images():
