@@ -12,8 +12,9 @@ from torchvision.transforms import v2
 
 from lightning_gradcam import Batch, Display
 from lightning_gradcam.picture.display import found_class_names, found_normalization, photos
+from lightning_gradcam.picture.draw import outline_boxes
 from lightning_gradcam.picture.encode import jpeg
-from lightning_gradcam.picture.grid import Caption, captions, grid, outline_boxes
+from lightning_gradcam.picture.grid import Caption, captions, grid
 from lightning_gradcam.picture.overlay import COLORMAPS, colors, overlay
 from lightning_gradcam.picture.text import fit, load_font, missing_letters
 from lightning_gradcam.targets import predict
@@ -116,9 +117,18 @@ def test_finds_the_normalization(library):
     normalize = library.Normalize((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     nested = library.Compose([library.Resize(8), library.Compose([normalize])])
     for dataset in (Data(normalize), Data(nested), Data(dataset=Data(nested)), Data(torch.nn.Sequential(normalize))):
-        assert found_normalization(dataset) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert found_normalization(Data(library.Resize(8))) == (None, None)
-    assert found_normalization(None) == (None, None)
+        assert [list(values) for values in found_normalization(dataset, 3)] == [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]
+    assert found_normalization(Data(nested), 4) == (None, None)
+    assert found_normalization(Data(library.Resize(8)), 3) == (None, None)
+    assert found_normalization(None, 3) == (None, None)
+
+
+def test_datasets_and_transforms_that_hold_themselves():
+    data = Data(transform=[])
+    data.dataset = data
+    data.transform.append(data.transform)
+    assert found_normalization(data, 3) == (None, None)
+    assert found_class_names(data) is None
 
 
 def test_finds_the_class_names():
@@ -135,7 +145,9 @@ def test_finds_the_class_names():
         ({"mean": 0.5, "std": [0.5, 0]}, "`std` must be above 0 in every channel, got"),
         ({"colormap": "jet"}, r"`colormap` must be one of \['inferno', 'turbo'\], got 'jet'"),
         ({"tile": 8}, "`tile` must be at least 32 pixels, got 8"),
-        ({"class_names": "abc"}, "`class_names` must be a sequence of names, got the string 'abc'"),
+        ({"class_names": "abc"}, "`class_names` must be a sequence of names, got 'abc'"),
+        ({"class_names": [0, 1]}, r"`class_names` must be a sequence of names, got \[0, 1\]"),
+        ({"tile": "64"}, "`tile` must be at least 32 pixels, got '64'"),
         ({"font": "none.ttf"}, "`font` must be a TrueType file, there is none at 'none.ttf'"),
     ],
 )
@@ -150,11 +162,11 @@ def test_display_refuses(arguments, message):
 def test_captions():
     logits = torch.tensor([[1.0, 1.0], [3.0, 1.0], [0.0, 9.0]]).log()
     batch = Batch(torch.zeros(3, 3, 4, 4), torch.tensor([0, 0, 0]), ids=[4, 8, "x"])
-    maps = torch.tensor([[[1.0]], [[-1.0]], [[torch.inf]]])
+    maps = torch.tensor([[[1.0, 0.0]], [[-1.0, -1.0]], [[torch.inf, 0.0]]])
     one, two, three = captions(batch, maps, predict(logits, batch), ["cat"])
     assert one == Caption(("#4 cat", "0.50"), ("pred cat", "0.50"), True, "")
     assert two == Caption(("#8 cat", "0.75"), ("pred cat", "0.75"), True, "map empty")
-    assert three == Caption(("#x cat", "0.00"), ("x pred 1", "1.00"), False, "map not finite")
+    assert three == Caption(("#x cat", "0.00"), ("x pred 1", "1.00"), False, "not finite")
 
 
 def test_captions_of_multi_hot_labels_and_of_models_that_are_no_classifiers():
@@ -163,6 +175,17 @@ def test_captions_of_multi_hot_labels_and_of_models_that_are_no_classifiers():
     assert caption == Caption(("#0 a+c", ""), ("", ""), None, "")
     (caption,) = captions(Batch(batch.images), torch.ones(1, 1, 1), None, None)
     assert caption.sample == ("#0 ", "")
+
+
+def test_labels_that_name_no_class_are_shown_as_they_are():
+    batch = Batch(torch.zeros(2, 3, 4, 4), torch.tensor([-1.0, 0.7]))
+    titles = [caption.sample for caption in captions(batch, torch.ones(2, 1, 2), None, ["cat", "dog"])]
+    assert titles == [("#0 -1", ""), ("#1 0.7", "")]
+
+
+def test_more_samples_than_a_jpeg_holds():
+    with pytest.raises(ValueError, match=r"2400 samples make a picture of 79\d\d\d pixels in height.*fewer `samples`"):
+        grid(torch.zeros(2400, 4, 4), torch.zeros(2400, 1, 2), [CAPTION] * 2400, {}, "")
 
 
 def test_the_font_covers_what_users_write():

@@ -44,36 +44,51 @@ class Display:
             raise ValueError(f"`std` must be above 0 in every channel, got {self.std}")
         if self.colormap not in COLORMAPS:
             raise ValueError(f"`colormap` must be one of {sorted(COLORMAPS)}, got {self.colormap!r}")
-        if self.tile < 32:
-            raise ValueError(f"`tile` must be at least 32 pixels, got {self.tile}")
-        if isinstance(self.class_names, str):
-            raise ValueError(f"`class_names` must be a sequence of names, got the string {self.class_names!r}")
+        if not isinstance(self.tile, int) or self.tile < 32:
+            raise ValueError(f"`tile` must be at least 32 pixels, got {self.tile!r}")
+        names = self.class_names
+        if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
+            raise ValueError(f"`class_names` must be a sequence of names, got {names!r}")
         if self.font is not None and not Path(self.font).is_file():
             raise ValueError(f"`font` must be a TrueType file, there is none at {str(self.font)!r}")
 
 
 def found_class_names(dataset: Any) -> Sequence[str] | None:
     """The ``classes`` of a dataset, also inside ``Subset`` and other wrappers that keep theirs as ``dataset``."""
-    classes = getattr(dataset, "classes", None)
-    if isinstance(classes, Sequence) and not isinstance(classes, str):
-        return [str(name) for name in classes]
-    inner = getattr(dataset, "dataset", None)
-    return None if inner is None else found_class_names(inner)
+    for one in _unwrapped(dataset):
+        classes = getattr(one, "classes", None)
+        if isinstance(classes, Sequence) and not isinstance(classes, str):
+            return [str(name) for name in classes]
+    return None
 
 
-def found_normalization(dataset: Any) -> tuple[Sequence[float] | None, Sequence[float] | None]:
-    """Mean and std of the ``Normalize`` in a dataset's ``transform``, by its name: torchvision's and others' alike."""
-    pending = [getattr(dataset, "transform", None), getattr(dataset, "transforms", None)]
-    while pending:
-        transform: Any = pending.pop()
-        if type(transform).__name__ == "Normalize":
-            return tuple(transform.mean), tuple(transform.std)
-        if isinstance(transform, (list, tuple, torch.nn.Sequential)):
-            pending += list(transform)
-        elif transform is not None:
-            pending += [getattr(transform, name, None) for name in ("transforms", "transform")]
-    inner = getattr(dataset, "dataset", None)
-    return (None, None) if inner is None else found_normalization(inner)
+def found_normalization(dataset: Any, channels: int) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """Mean and std of the ``Normalize`` in a dataset's ``transform``, by its name: torchvision's and others' alike.
+
+    ``None`` twice where there is none, or none for so many channels.
+    """
+    for one in _unwrapped(dataset):
+        pending = [getattr(one, "transform", None), getattr(one, "transforms", None)]
+        for _ in range(100):  # transforms may hold one another
+            transform: Any = pending.pop() if pending else None
+            if type(transform).__name__ == "Normalize":
+                mean, std = getattr(transform, "mean", None), getattr(transform, "std", None)
+                if isinstance(mean, Sequence) and isinstance(std, Sequence) and {len(mean), len(std)} <= {1, channels}:
+                    return mean, std
+            elif isinstance(transform, (list, tuple, torch.nn.Sequential)):
+                pending += list(transform)
+            elif transform is not None:
+                pending += [getattr(transform, name, None) for name in ("transforms", "transform")]
+    return None, None
+
+
+def _unwrapped(dataset: Any) -> list[Any]:
+    """A dataset and what it wraps, from the outside in."""
+    found: list[Any] = []
+    while dataset is not None and not any(dataset is one for one in found):
+        found.append(dataset)
+        dataset = getattr(dataset, "dataset", None)
+    return found
 
 
 def photos(

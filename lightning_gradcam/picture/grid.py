@@ -12,17 +12,25 @@ from PIL.ImageFont import FreeTypeFont
 from torch import Tensor
 
 from lightning_gradcam.batch import Batch
-from lightning_gradcam.picture.overlay import colors, overlay
+from lightning_gradcam.picture.draw import (
+    GUTTER,
+    LINE,
+    PAPER,
+    TEXT,
+    VERDICT,
+    draw_box,
+    draw_foot,
+    draw_note,
+    note_on,
+    outline_boxes,
+)
+from lightning_gradcam.picture.overlay import overlay
 from lightning_gradcam.picture.text import fit, load_font
 from lightning_gradcam.targets import Prediction
 
 _COLUMNS = 6
-_GUTTER = 4
-_TEXT = 13
-_LINE = 17
+_JPEG_LIMIT = 65_000
 _PAD = 4
-_RIGHT, _WRONG, _UNKNOWN = "#1b5e9b", "#b3261e", "#4a4a4a"
-_PAPER, _INK = "#ffffff", "#303030"
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,8 @@ def captions(
         class_names: The name of each class; indices are shown where there are none.
     """
 
-    def name(index: int) -> str:
-        return class_names[index] if class_names and index < len(class_names) else str(index)
+    def name(index: float) -> str:
+        return class_names[int(index)] if class_names and index in range(len(class_names)) else f"{index:g}"
 
     result = []
     for i, sample in enumerate(batch.ids or range(len(batch.images))):
@@ -65,24 +73,19 @@ def captions(
         right = None
         if prediction is not None:
             row, chosen = prediction.probabilities[i], int(prediction.classes[i])
-            probability = f"{row[truths[0]]:.2f}" if len(truths) == 1 and truths[0] < len(row) else ""
+            known = len(truths) == 1 and truths[0] in range(len(row))
+            probability = f"{row[int(truths[0])]:.2f}" if known else ""
             right = None if prediction.right is None else bool(prediction.right[i])
             said = ("x " if right is False else "") + f"pred {name(chosen)}"
             confidence = f"{row[chosen]:.2f}"
-        result.append(Caption((title, probability), (said, confidence), right, _note(maps[i])))
+        result.append(Caption((title, probability), (said, confidence), right, note_on(maps[i])))
     return result
 
 
-def _classes(label: Tensor) -> list[int]:
+def _classes(label: Tensor) -> list[float]:
     if label.numel() == 1:
-        return [int(label)]
+        return [float(label)]
     return [int(index) for index in label.nonzero()[:, 0]]
-
-
-def _note(signed: Tensor) -> str:
-    if not signed.isfinite().all():
-        return "map not finite"
-    return "" if (signed > 0).any() else "map empty"
 
 
 def grid(
@@ -114,10 +117,15 @@ def grid(
     cell_width = max(tile_width, tile // 2)  # the strip needs some width whatever the images' shape
     rows = -(-n // _COLUMNS)
     columns = -(-n // rows)
-    across, down = cell_width + _GUTTER, tile_height + 2 * _LINE + _GUTTER
-    canvas = Image.new("RGB", (columns * across + _GUTTER, rows * down + _GUTTER + _LINE), _PAPER)
+    if (pixels := rows * (tile_height + 2 * LINE + GUTTER)) > _JPEG_LIMIT:
+        raise ValueError(
+            f"{n} samples make a picture of {pixels} pixels in height, and JPEG ends at {_JPEG_LIMIT}; "
+            "choose fewer `samples`, or a smaller `Display(tile=...)`"
+        )
+    across, down = cell_width + GUTTER, tile_height + 2 * LINE + GUTTER
+    canvas = Image.new("RGB", (columns * across + GUTTER, rows * down + GUTTER + LINE), PAPER)
     draw = ImageDraw.Draw(canvas)
-    letters = load_font(font, _TEXT)
+    letters = load_font(font, TEXT)
 
     boxes = [
         outline_boxes(region) * torch.tensor([tile_width / width, tile_height / height] * 2)
@@ -125,58 +133,26 @@ def grid(
     ]
     pictures = overlay(photos, maps, (tile_height, tile_width), colormap).numpy()
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        left, top = _GUTTER + i % columns * across, _GUTTER + i // columns * down
+        left, top = GUTTER + i % columns * across, GUTTER + i // columns * down
         corner = left + (cell_width - tile_width) // 2, top
         canvas.paste(Image.fromarray(picture), corner)
         for box in boxes:
-            _draw_box(draw, box[i].tolist(), corner)
+            draw_box(draw, box[i].tolist(), corner)
         if caption.note:
-            middle = corner[0] + tile_width // 2, top + tile_height // 2
-            text = fit(caption.note, letters, tile_width)
-            draw.text(middle, text, "white", letters, "mm", stroke_width=2, stroke_fill="black")
+            draw_note(draw, letters, caption.note, corner, (tile_width, tile_height))
         _draw_strip(draw, letters, caption, (left, top + tile_height), cell_width)
-    _draw_foot(canvas, draw, letters, key, colormap)
+    draw_foot(canvas, draw, letters, key, colormap)
     return canvas
-
-
-def outline_boxes(region: Tensor) -> Tensor:
-    """Boxes ``(n, 4)`` around a region given as boxes or as masks ``(n, H, W)``; all zero around an empty mask."""
-    if region.ndim == 2:
-        return region.float()
-    boxes = torch.zeros(len(region), 4)
-    for box, mask in zip(boxes, region > 0, strict=True):
-        if mask.any():
-            rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-            box[:] = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-    return boxes
-
-
-def _draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float], corner: tuple[int, int]) -> None:
-    x0, y0, x1, y1 = (round(value + offset) for value, offset in zip(box, corner * 2, strict=True))
-    if x1 - x0 > 4 and y1 - y0 > 4:
-        # Three pixels in all: dashboards show the picture at a third, where thinner lines lose whole sides.
-        draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline="black")
-        draw.rectangle((x0 + 1, y0 + 1, x1 - 2, y1 - 2), outline="white", width=2)
 
 
 def _draw_strip(
     draw: ImageDraw.ImageDraw, letters: FreeTypeFont, caption: Caption, corner: tuple[int, int], width: int
 ) -> None:
     left, top = corner
-    color = {True: _RIGHT, False: _WRONG, None: _UNKNOWN}[caption.right]
-    draw.rectangle((left, top, left + width - 1, top + 2 * _LINE - 1), fill=color)
+    draw.rectangle((left, top, left + width - 1, top + 2 * LINE - 1), fill=VERDICT[caption.right])
     for line, (text, figure) in enumerate((caption.sample, caption.prediction)):
-        middle = top + line * _LINE + _LINE // 2
+        middle = top + line * LINE + LINE // 2
         right = left + width - _PAD
         draw.text((right, middle), figure, "white", letters, "rm")
         room = width - 3 * _PAD - letters.getlength(figure)
         draw.text((left + _PAD, middle), fit(text, letters, room), "white", letters, "lm")
-
-
-def _draw_foot(canvas: Image.Image, draw: ImageDraw.ImageDraw, letters: FreeTypeFont, key: str, colormap: str) -> None:
-    """A colour bar from no evidence to each map's maximum, and the key."""
-    middle = canvas.height - _LINE // 2 - 1
-    bar = (colors(torch.linspace(0, 1, 48), colormap) * 255).round().to(torch.uint8)
-    canvas.paste(Image.fromarray(bar.expand(9, -1, -1).numpy()), (_GUTTER, middle - 4))
-    text = fit(f"0 to each map's maximum · {key}", letters, canvas.width - 48 - 4 * _GUTTER)
-    draw.text((_GUTTER + 48 + 2 * _GUTTER, middle), text, _INK, letters, "lm")

@@ -32,8 +32,10 @@ def strongest(maps: Tensor) -> Tensor:
     return maps.relu().amax((1, 2))
 
 
-def overlay(photos: Tensor, maps: Tensor, size: tuple[int, int], colormap: str) -> Tensor:
-    """Draw maps over photos, each map by its own largest value.
+def overlay(
+    photos: Tensor, maps: Tensor, size: tuple[int, int], colormap: str, maximum: Tensor | None = None
+) -> Tensor:
+    """Draw maps over photos.
 
     A pixel's opacity grows with its value, so places without evidence stay visible; a map that is empty or not
     finite leaves its photo untouched.
@@ -43,13 +45,16 @@ def overlay(photos: Tensor, maps: Tensor, size: tuple[int, int], colormap: str) 
         maps: Signed maps ``(n, h, w)``; what is not positive is not drawn.
         size: Height and width of the result in pixels.
         colormap: A key of :data:`COLORMAPS`.
+        maximum: ``(n,)``, the value of each map that is drawn strongest; ``None``: its own largest one.
 
     Returns:
         Pictures ``(n, height, width, 3)``, uint8.
     """
     grey = F.interpolate(photos[:, None], size, mode="bilinear", antialias=True)[:, 0, :, :, None]
-    maximum = strongest(maps)[:, None, None]
-    values = torch.where((maximum > 0) & maximum.isfinite(), maps.relu() / maximum, 0)
+    own = strongest(maps)
+    drawn = (own > 0) & own.isfinite()
+    values = maps.relu() / (own if maximum is None else maximum)[:, None, None]
+    values = torch.where(drawn[:, None, None], values, 0).clamp_max(1)
     values = F.interpolate(values[:, None], size, mode="bilinear")[:, 0]
     opacity = _OPACITY * values[..., None]
     picture = grey * (1 - opacity) + colors(values, colormap) * opacity

@@ -1,0 +1,75 @@
+"""What grid and filmstrip draw alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw
+from PIL.ImageFont import FreeTypeFont
+from torch import Tensor
+
+from lightning_gradcam.picture.overlay import colors
+from lightning_gradcam.picture.text import fit
+
+GUTTER = 4
+TEXT = 13  # pixels
+LINE = 17
+PAPER, INK = "#ffffff", "#303030"
+VERDICT = {True: "#1b5e9b", False: "#b3261e", None: "#4a4a4a"}  # behind what the model says: right, wrong, unknown
+
+
+def outline_boxes(region: Tensor) -> Tensor:
+    """Boxes ``(n, 4)`` around a region given as boxes or as masks ``(n, H, W)``; all zero around an empty mask."""
+    if region.ndim == 2:
+        return region.float()
+    boxes = torch.zeros(len(region), 4)
+    for box, mask in zip(boxes, region > 0, strict=True):
+        if mask.any():
+            rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+            box[:] = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    return boxes
+
+
+def draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float], corner: tuple[int, int]) -> None:
+    """Outline a box, given in pixels of a picture whose upper left corner lies at ``corner``."""
+    x0, y0, x1, y1 = (round(value + offset) for value, offset in zip(box, corner * 2, strict=True))
+    if x1 - x0 > 4 and y1 - y0 > 4:
+        # Three pixels in all: dashboards show the picture at a third, where thinner lines lose whole sides.
+        draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline="black")
+        draw.rectangle((x0 + 1, y0 + 1, x1 - 2, y1 - 2), outline="white", width=2)
+
+
+def draw_gauge(draw: ImageDraw.ImageDraw, share: float, corner: tuple[int, int], size: tuple[int, int]) -> None:
+    """At the right edge of a tile, how large its map's maximum is: a share in [0, 1] of the sample's in the run."""
+    right, bottom = corner[0] + size[0], corner[1] + size[1]
+    draw.rectangle((right - 4, corner[1], right - 1, bottom - 1), fill="black")
+    filled = round(share * size[1])
+    if filled:
+        draw.rectangle((right - 3, bottom - filled, right - 2, bottom - 1), fill="#ffd54a")
+
+
+def draw_note(
+    draw: ImageDraw.ImageDraw, letters: FreeTypeFont, note: str, corner: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """Across a tile, why it shows no map."""
+    middle = corner[0] + size[0] // 2, corner[1] + size[1] // 2
+    draw.text(middle, fit(note, letters, size[0]), "white", letters, "mm", stroke_width=2, stroke_fill="black")
+
+
+def note_on(signed: Tensor) -> str:
+    """Why a map ``(h, w)`` cannot be drawn or read; empty where it can."""
+    if not signed.isfinite().all():
+        return "not finite"
+    if not (signed > 0).any():
+        return "map empty"
+    return "map constant" if signed.numel() > 1 and (signed == signed.flatten()[0]).all() else ""
+
+
+def draw_foot(canvas: Image.Image, draw: ImageDraw.ImageDraw, letters: FreeTypeFont, key: str, colormap: str) -> None:
+    """A colour bar from no evidence to the maximum, and the key."""
+    middle = canvas.height - LINE // 2 - 1
+    bar = (colors(torch.linspace(0, 1, 48), colormap) * 255).round().to(torch.uint8)
+    canvas.paste(Image.fromarray(bar.expand(9, -1, -1).numpy()), (GUTTER, middle - 4))
+    text = fit(key, letters, canvas.width - 48 - 4 * GUTTER)
+    draw.text((GUTTER + 48 + 2 * GUTTER, middle), text, INK, letters, "lm")
