@@ -11,11 +11,13 @@ from time import perf_counter
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from PIL.Image import Image
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset
 
-from lightning_gradcam._lightning import Callback, LightningModule, Trainer, loaders, logged_step
-from lightning_gradcam.batch import Batch, Fingerprint, check_samples, default_batch, fixed_batch
+from lightning_gradcam._lightning import Callback, LightningModule, Trainer, loaders, logged_step, muted
+from lightning_gradcam.batch import Batch, Fingerprint, as_samples, default_batch, fixed_batch
 from lightning_gradcam.functional import Observation, observe
 from lightning_gradcam.layers import check_layers, find_layer, last_map_layer
 from lightning_gradcam.methods import SIGNED, Method, as_method
@@ -41,7 +43,6 @@ class _Probe:
     layers: dict[str, str]  # the prefix of a layer's keys, and its name
     photos: Tensor
     class_names: Sequence[str] | None
-    sinks: list[Sink]
 
 
 class GradCAMCallback(Callback):
@@ -106,13 +107,17 @@ class GradCAMCallback(Callback):
         display: Display = Display(),  # noqa: B008  # frozen
         prefix: str = "gradcam",
     ) -> None:
-        check_samples(samples)
-        if not isinstance(every_n_epochs, int) or every_n_epochs < 1:
+        if not isinstance(every_n_epochs, int) or isinstance(every_n_epochs, bool) or every_n_epochs < 1:
             raise ValueError(f"`every_n_epochs` must be a whole number of at least 1, got {every_n_epochs!r}")
-        if not re.fullmatch(r"[\w.-]+", prefix):
+        if not isinstance(prefix, str) or not re.fullmatch(r"[\w.-]+", prefix):
             raise ValueError(f"`prefix` must be letters, digits, '_', '-' or '.', got {prefix!r}")
+        for name, function in (("batch_fn", batch_fn), ("forward_fn", forward_fn)):
+            if not callable(function):
+                raise TypeError(f"`{name}` must be a function, got {type(function).__name__}")
+        if not isinstance(display, Display):
+            raise TypeError(f"`display` must be a `Display`, got {type(display).__name__}")
         self.target_layer = check_layers(target_layer)
-        self.samples = samples
+        self.samples = as_samples(samples)
         self.target = as_target(target)
         self.method = as_method(method)
         self.every_n_epochs = every_n_epochs
@@ -121,11 +126,20 @@ class GradCAMCallback(Callback):
         self.display = display
         self.prefix = prefix
         self._question = f"target {getattr(target, '__name__', target)} · {getattr(method, '__name__', method)}"
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start as for a new run."""
         self._probe: _Probe | None = None
+        self._sinks: list[Sink] | None = None
         self._restored: Fingerprint | None = None
         self._proven = False  # a whole observation has succeeded: from now on a failure must not end the run
         self._seen_epoch: int | None = None  # the last epoch whose validation was observed
         self._seen_step: int | None = None  # the optimizer step of the last observation
+        self._fitted_by: int | None = None  # the trainer whose samples and folder these are
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_probe": None, "_sinks": None}
 
     @property
     def state_key(self) -> str:
@@ -137,13 +151,25 @@ class GradCAMCallback(Callback):
                 f"{type(pl_module).__name__} defines no `forward`, so `GradCAMCallback` cannot run it; "
                 "pass `forward_fn=lambda module, batch: module.model(batch.images)`"
             )
+        if stage == "fit" or self._fitted_by != id(trainer):
+            self._forget()
         if stage == "fit":
-            self._probe = self._restored = self._seen_epoch = self._seen_step = None
-            self._proven = False
+            self._fitted_by = id(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Outside ``fit``, prove the set-up before the loop, whose results a later error would lose."""
+        if trainer.state.fn == "validate" and not self._proven:
+            self._look(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._proven:
+            self._look(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the model as it comes, untrained or pretrained; on resume only prove the set-up."""
-        if trainer.global_step == 0:
+        if any(is_lazy(parameter) for parameter in pl_module.parameters()):
+            rank_zero_info("GradCAMCallback takes its first look later: the model has layers without a shape.")
+        elif trainer.global_step == 0:
             self._look(trainer, pl_module, 0, _log_directly)
         elif not self._proven:
             self._look(trainer, pl_module)
@@ -195,46 +221,46 @@ class GradCAMCallback(Callback):
             self._seen_step = trainer.global_step
         try:
             probe, observation = self._observe(trainer, pl_module)
-            if trainer.is_global_zero:
-                self._show(probe, observation, trainer, step)
-            if log is not None and step is not None:
-                log(trainer, pl_module, self._scalars(probe, observation, started), step)
-            self._proven = True
         except Exception as error:
             if not self._proven:
                 raise
-            rank_zero_warn(
-                f"GradCAMCallback: the observation in epoch {trainer.current_epoch}, step {trainer.global_step}, "
-                f"failed and is left out; training goes on. {type(error).__name__}: {error}"
-            )
+            _warn(trainer, "the observation", error)
+            return
+        # On the first process only: what fails here must not keep the numbers from any logger or process.
+        try:
+            if trainer.is_global_zero:
+                self._show(probe, observation, trainer, step)
+        except Exception as error:
+            if not self._proven:
+                raise
+            _warn(trainer, "the picture of the observation", error)
+        self._proven = True
+        if log is not None and step is not None:
+            log(trainer, pl_module, self._scalars(probe, observation, started), step)
 
     def _observe(self, trainer: Trainer, pl_module: LightningModule) -> tuple[_Probe, Observation]:
         """What the first process sees; every process captures, and all agree before they exchange anything."""
-        if self._probe is None:
-            self._probe = self._prepare(trainer, pl_module)
-        probe = self._probe
-        batch = probe.batch.apply(lambda tensor: tensor.to(pl_module.device))
         error = observation = None
         try:
+            probe = self._probe = self._probe or self._prepare(trainer, pl_module)
+            batch = probe.batch.apply(lambda tensor: tensor.to(pl_module.device))
             layers = dict(find_layer(pl_module, name) for name in probe.layers.values())
             forward = partial(self._forward, trainer, pl_module, batch)
-            observation = observe(pl_module, batch, layers, forward, self.target, self.method)
+            observation = probe, observe(pl_module, batch, layers, forward, self.target, self.method)
         except Exception as failure:  # raised again below, once the other processes know
             error = failure
         if not trainer.strategy.reduce_boolean_decision(observation is not None) or observation is None:
             raise error or RuntimeError("the capture failed on another process")
-        return probe, trainer.strategy.broadcast(observation)
+        return observation[0], trainer.strategy.broadcast(observation[1])
 
     def _forward(self, trainer: Trainer, pl_module: LightningModule, batch: Batch) -> Any:
-        with trainer.precision_plugin.forward_context():
+        with muted(pl_module), trainer.precision_plugin.forward_context():
             return self.forward_fn(pl_module, batch.apply(Tensor.clone))  # a model may change its input in place
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> _Probe:
         """Load the fixed batch and find the layers, the photos' scale, the class names and the loggers."""
         candidates = loaders(trainer)
-        if not candidates:
-            raise ValueError("the trainer has no data loader to take `samples` from; pass a dataset as `samples`")
-        loader = candidates[0]
+        loader = candidates[0] if candidates else None
         if len(candidates) > 1 and not isinstance(self.samples, Dataset):
             rank_zero_info(f"GradCAMCallback takes its samples from the first of {len(candidates)} data loaders.")
         batch, fingerprint = fixed_batch(trainer, pl_module, loader, self.samples, self.batch_fn)
@@ -257,11 +283,13 @@ class GradCAMCallback(Callback):
             rank_zero_warn(
                 f"the font has no glyph for {missing!r} in the class names; give `Display(font=...)` one that has"
             )
-        mean, std = (display.mean, display.std) if display.mean is not None else found_normalization(dataset)
+        mean, std = display.mean, display.std
+        if mean is None:
+            mean, std = found_normalization(dataset, batch.images.shape[1])
         grey, note = photos(batch.images, mean, std)
         if note:
             rank_zero_info(f"GradCAMCallback: {note}.")
-        return _Probe(batch, fingerprint, self._prefixes(names), grey, class_names, find_sinks(trainer, self.prefix))
+        return _Probe(batch, fingerprint, self._prefixes(names), grey, class_names)
 
     def _prefixes(self, names: Sequence[str]) -> dict[str, str]:
         """The prefix of each layer's keys: the plain one for one layer, else with what tells the names apart."""
@@ -274,6 +302,8 @@ class GradCAMCallback(Callback):
 
     def _show(self, probe: _Probe, observation: Observation, trainer: Trainer, step: int | None) -> None:
         """Draw one grid a layer and hand it to the loggers; without ``step`` only draw."""
+        if self._sinks is None:
+            self._sinks = find_sinks(trainer, self.prefix)
         display = self.display
         when = f"epoch {trainer.current_epoch} · step {step}" if trainer.global_step else "before training"
         for prefix, name in probe.layers.items():
@@ -283,24 +313,37 @@ class GradCAMCallback(Callback):
                 maps,
                 captions(probe.batch, maps, observation.prediction, probe.class_names),
                 probe.batch.regions,
-                f"{name} {tuple(maps.shape[1:])} · {self._question} · {when}",
+                f"0 to each map's maximum · {name} {tuple(maps.shape[1:])} · {self._question} · {when}",
                 tile=display.tile,
                 colormap=display.colormap,
                 font=display.font,
             )
             if step is not None:
-                for sink in probe.sinks:
-                    sink(f"{prefix}/grid", picture, step)
+                self._hand_out(trainer, f"{prefix}/grid", picture, step)
+
+    def _hand_out(self, trainer: Trainer, key: str, picture: Image, step: int) -> None:
+        for sink in self._sinks or ():
+            try:
+                sink(key, picture, step)
+            except Exception as error:  # the other loggers shall have it
+                _warn(trainer, "a picture", error)
 
     def _scalars(self, probe: _Probe, observation: Observation, started: float) -> dict[str, float]:
         scalars = {}
         for prefix, name in probe.layers.items():
             maps = observation.maps[name]
             if self.method in SIGNED:
-                scalars[f"{prefix}/strength"] = strength(maps).median().item()
+                scalars[f"{prefix}/strength"] = strength(maps).quantile(0.5).item()
             scalars[f"{prefix}/empty_fraction"] = empty(maps).float().mean().item()
         scalars[f"{self.prefix}/seconds"] = perf_counter() - started
         return scalars
+
+
+def _warn(trainer: Trainer, what: str, error: Exception) -> None:
+    rank_zero_warn(
+        f"GradCAMCallback: {what} in epoch {trainer.current_epoch}, step {trainer.global_step}, failed and is left "
+        f"out; training goes on. {type(error).__name__}: {error}"
+    )
 
 
 def _log(trainer: Trainer, pl_module: LightningModule, scalars: dict[str, float], step: int) -> None:

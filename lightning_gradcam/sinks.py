@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,31 +52,36 @@ SINKS: dict[str, Callable[[Any, str, Image.Image, int], None]] = {
 def find_sinks(trainer: Trainer, prefix: str) -> list[Sink]:
     """A sink for each of the trainer's loggers that takes pictures; where none does, files in the run's folder.
 
-    With ``fast_dev_run`` there are none: Lightning leaves nothing on disk then.
+    With ``fast_dev_run`` or ``barebones`` there are none: Lightning leaves nothing on disk then.
+
+    Raises:
+        ValueError: If the folder cannot be made.
     """
-    if getattr(trainer, "fast_dev_run", False):
+    if getattr(trainer, "fast_dev_run", False) or getattr(trainer, "barebones", False):
         return []
-    sinks = []
+    sinks: list[Sink] = []
     for logger in trainer.loggers:
         names = [base.__name__ for base in type(logger).__mro__]
-        sink = next((SINKS[name] for name in names if name in SINKS), None)
-        if sink is not None:
-            sinks.append(_bound(sink, logger))
-    return sinks or [files(run_folder(trainer, prefix))]
-
-
-def _bound(sink: Callable[[Any, str, Image.Image, int], None], logger: Any) -> Sink:
-    return lambda key, picture, step: sink(logger, key, picture, step)
-
-
-def files(folder: Path) -> Sink:
-    """JPEG files ``gradcam-grid-step=00000120.jpg`` in a folder that is made with the first of them."""
-
-    def write(key: str, picture: Image.Image, step: int) -> None:
+        sinks += [partial(SINKS[name], logger) for name in names if name in SINKS]
+    if sinks:
+        return sinks
+    folder = run_folder(trainer, prefix)
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{key.replace('/', '-')}-step={step:08d}.jpg").write_bytes(jpeg(picture))
+    except OSError as error:
+        raise ValueError(
+            f"no logger of the trainer takes pictures, and {str(folder)!r} cannot be made for files: {error}; "
+            "give the trainer another `default_root_dir`, or a TensorBoardLogger or WandbLogger"
+        ) from error
+    return [partial(files, folder)]
 
-    return write
+
+def files(folder: Path, key: str, picture: Image.Image, step: int) -> None:
+    """Write a JPEG file ``gradcam-grid-step=00000120.jpg``; never over one that is there."""
+    name = f"{key.replace('/', '-')}-step={step:08d}"
+    endings = ("" if number == 0 else f"-{number}" for number in count())
+    path = next(path for ending in endings if not (path := folder / f"{name}{ending}.jpg").exists())
+    path.write_bytes(jpeg(picture))
 
 
 def run_folder(trainer: Trainer, prefix: str) -> Path:

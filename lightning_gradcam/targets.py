@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -63,19 +65,13 @@ def predicted(output: Any, batch: Batch) -> Tensor:
     return scores[:, 0].abs() if scores.shape[1] == 1 else scores.amax(1)
 
 
-def class_index(index: int) -> Target:
-    """The logit of one class for all samples."""
-
-    def score(output: Any, batch: Batch) -> Tensor:
-        scores = logits(output, len(batch.images))
-        classes = max(2, scores.shape[1])
-        if index >= classes:
-            raise ValueError(f"`target` {index} is outside the model's {classes} classes, 0 to {classes - 1}")
-        if scores.shape[1] == 1:
-            return scores[:, 0] * (2 * index - 1)
-        return scores[:, index]
-
-    return score
+def class_score(output: Any, batch: Batch, *, index: int) -> Tensor:
+    """The logit of one class for all samples, ``(n,)``; for a one-logit head its negative for class 0."""
+    scores = logits(output, len(batch.images))
+    classes = max(2, scores.shape[1])
+    if index >= classes:
+        raise ValueError(f"`target` {index} is outside the model's {classes} classes, 0 to {classes - 1}")
+    return scores[:, 0] * (2 * index - 1) if scores.shape[1] == 1 else scores[:, index]
 
 
 TARGETS: dict[str, Target] = {"label": label, "predicted": predicted}
@@ -87,10 +83,10 @@ def as_target(target: str | int | Target) -> Target:
         if target not in TARGETS:
             raise ValueError(f"`target` must be one of {sorted(TARGETS)}, a class index or a function, got {target!r}")
         return TARGETS[target]
-    if isinstance(target, int) and not isinstance(target, bool):
+    if isinstance(target, Integral) and not isinstance(target, bool):
         if target < 0:
             raise ValueError(f"`target` as a class index must be at least 0, got {target}")
-        return class_index(target)
+        return partial(class_score, index=int(target))
     if callable(target):
         return target
     raise TypeError(
