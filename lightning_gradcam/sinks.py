@@ -61,8 +61,8 @@ def find_sinks(trainer: Trainer, prefix: str) -> list[Sink]:
         return []
     sinks: list[Sink] = []
     for logger in trainer.loggers:
-        names = [base.__name__ for base in type(logger).__mro__]
-        sinks += [partial(SINKS[name], logger) for name in names if name in SINKS]
+        names = {base.__name__ for base in type(logger).__mro__}  # Lightning's own derive from namesakes in Fabric
+        sinks += [partial(sink, logger) for name, sink in SINKS.items() if name in names]
     if sinks:
         return sinks
     folder = run_folder(trainer, prefix)
