@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,16 +52,26 @@ def overlay(
     Returns:
         Pictures ``(n, height, width, 3)``, uint8.
     """
-    grey = F.interpolate(photos[:, None], size, mode="bilinear", antialias=True)[:, 0, :, :, None]
+    grey = F.interpolate(photos[:, None], size, mode="bilinear", antialias=True)[:, 0]
     own = strongest(maps)
     drawn = (own > 0) & own.isfinite()
     values = maps.relu() / (own if maximum is None else maximum)[:, None, None]
     values = torch.where(drawn[:, None, None], values, 0).clamp_max(1)
     values = F.interpolate(values[:, None], size, mode="bilinear")[:, 0]
-    opacity = _OPACITY * values[..., None]
-    picture = grey * (1 - opacity) + colors(values, colormap) * opacity
+    level = (values * 255).round().int().flatten()
+    clear, paint = _blend(colormap)
+    picture = torch.addcmul(paint.index_select(0, level), grey.reshape(-1, 1), clear.index_select(0, level)[:, None])
+    picture = picture.round_().to(torch.uint8).reshape(*values.shape, 3)
     if colormap in _CONTOUR:
         inside = (values >= 0.5).float()[:, None]
         edge = inside - (1 - F.max_pool2d(1 - inside, 3, 1, 1))  # the outermost ring of the inside
-        picture = torch.where(edge[:, 0, :, :, None] > 0, 1.0, picture)
-    return (picture.clamp(0, 1) * 255).round().to(torch.uint8)
+        picture[edge[:, 0] > 0] = 255
+    return picture
+
+
+@cache
+def _blend(colormap: str) -> tuple[Tensor, Tensor]:
+    """For 256 levels of a map, what is left of the photo ``(256,)`` and what is added to it ``(256, 3)``, up to 255."""
+    values = torch.linspace(0, 1, 256)
+    opacity = _OPACITY * values
+    return 255 * (1 - opacity), 255 * opacity[:, None] * colors(values, colormap)
