@@ -24,6 +24,11 @@ def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return (rows[:, :, None] & columns[:, None, :]).float()
 
 
+def region_masks(region: Tensor, size: tuple[int, int]) -> Tensor:
+    """A region as masks ``(n, H, W)``, float32: boxes ``(n, 4)`` are drawn, masks are taken as they are."""
+    return box_masks(region, size) if region.ndim == 2 else region.float()
+
+
 def mass(maps: Tensor, masks: Tensor) -> Tensor:
     """The share of each map's positive evidence that lies inside a region: ``sum P M``.
 
@@ -43,3 +48,14 @@ def mass(maps: Tensor, masks: Tensor) -> Tensor:
     total = positive.sum((1, 2))
     inside = (positive * cells).sum((1, 2)) / total
     return torch.where((total > 0) & (masks.amax((1, 2)) > 0), inside, torch.nan)
+
+
+def lift(maps: Tensor, masks: Tensor) -> Tensor:
+    """How much more of a map's evidence lies inside a region than a uniform map would have there.
+
+    This is :func:`mass` divided by the region's share of the image, which mass grows with.
+
+    Returns:
+        ``(n,)``, at least 0; 1 for a uniform map. NaN as for :func:`mass`.
+    """
+    return mass(maps, masks) / masks.float().mean((1, 2))
