@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from lightning_gradcam._lightning import before_batch_transfer, validating
 from lightning_gradcam.isolation import random_state
@@ -32,12 +32,13 @@ class Batch:
         images: ``(n, c, H, W)``, as the model gets them.
         labels: Class indices ``(n,)`` or ``(n, 1)``, or multi-hot ``(n, classes)``; ``None`` where there are none.
         regions: Places to mark by name: boxes ``(n, 4)`` as x0, y0, x1, y1 in pixels, right and bottom exclusive,
-            or masks ``(n, H, W)`` with values from 0 to 1. A box without area means that the sample has none.
+            or masks ``(n, H, W)`` with values from 0 to 1; torchvision's ``tv_tensors`` too. A box without area or an
+            empty mask means that the sample has none.
         inputs: What ``forward_fn`` needs beside or instead of the images.
         ids: How each sample is called in pictures; filled with the dataset's indices where it is left empty.
 
     Raises:
-        TypeError: If the images or labels are no tensor.
+        TypeError: If the images, labels or a region are no tensor.
         ValueError: If a shape is not as above.
     """
 
@@ -56,6 +57,7 @@ class Batch:
         n, _, height, width = self.images.shape
         if self.labels is not None and (self.labels.ndim not in (1, 2) or len(self.labels) != n):
             raise ValueError(f"`labels` must be ({n},) or ({n}, classes), got {tuple(self.labels.shape)}")
+        object.__setattr__(self, "regions", {name: _plain(region) for name, region in self.regions.items()})
         for name, region in self.regions.items():
             if tuple(region.shape) not in ((n, 4), (n, height, width)):
                 raise ValueError(
@@ -81,6 +83,18 @@ class Batch:
         short = replace(self, ids=())
         short = short.apply(lambda tensor: tensor[:number] if tensor.ndim and len(tensor) == n else tensor)
         return replace(short, ids=self.ids[:number])
+
+
+def _plain(region: Any) -> Tensor:
+    """A region as a plain tensor; boxes of another format than x0, y0, x1, y1 are brought to that."""
+    if type(region).__name__ == "BoundingBoxes":
+        from torchvision.transforms.v2.functional import convert_bounding_box_format
+        from torchvision.tv_tensors import BoundingBoxFormat
+
+        region = convert_bounding_box_format(region, new_format=BoundingBoxFormat.XYXY)
+    if not isinstance(region, Tensor):
+        raise TypeError(f"`regions` must hold tensors, got {type(region).__name__}")
+    return region.as_subclass(Tensor)
 
 
 def default_batch(batch: Any) -> Batch:
@@ -289,3 +303,54 @@ def fixed_batch(
             "mend the data or choose others by `samples=[...]`"
         )
     return batch, Fingerprint.of(batch, length)
+
+
+def shift(batch: Batch) -> Batch:
+    """The batch with its images moved by one pixel to the right; their left column stays as well."""
+    images = batch.images
+    return replace(batch, images=torch.cat([images[..., :1], images[..., :-1]], -1))
+
+
+def balanced(dataset: Dataset[Any], number: int) -> list[int]:
+    """Indices of samples with as equal a number of each class as there are, for ``samples=``.
+
+    Args:
+        dataset: With ``targets`` or ``labels``, one class index a sample, or a :class:`~torch.utils.data.TensorDataset`
+            with the labels second, or a :class:`~torch.utils.data.Subset` of one of these. Of any other dataset every
+            item is read, whose second part is its label.
+        number: How many indices, at least 1; fewer come back where the dataset is smaller.
+
+    Returns:
+        The indices in the order of the dataset; those of a class are evenly spaced over its samples.
+
+    Raises:
+        ValueError: If ``number`` is below 1.
+    """
+    if number < 1:
+        raise ValueError(f"`number` must be at least 1, got {number}")
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(_labels(dataset)):
+        members.setdefault(int(label), []).append(index)
+    shares = dict.fromkeys(sorted(members), 0)
+    left = min(number, sum(map(len, members.values())))
+    while left:  # one more of each class in turn, until the number is reached
+        for label in shares:
+            if left and shares[label] < len(members[label]):
+                shares[label] += 1
+                left -= 1
+    chosen = [(members[label], share) for label, share in shares.items() if share]
+    return sorted(indices[i] for indices, share in chosen for i in choose(share, len(indices)))
+
+
+def _labels(dataset: Any) -> Sequence[Any]:
+    if isinstance(dataset, Subset):
+        labels = _labels(dataset.dataset)
+        return [labels[index] for index in dataset.indices]
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[1].tolist()
+    for name in ("targets", "labels"):
+        labels = getattr(dataset, name, None)
+        if labels is not None and len(labels) == len(dataset):
+            return labels
+    with random_state(SEED, holder=dataset):
+        return [dataset[index][1] for index in range(len(dataset))]

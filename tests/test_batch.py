@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from tiny import Augmented, Images, TinyModule, loader, trainer
-from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler, default_collate
+from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler, TensorDataset, default_collate
+from torchvision import tv_tensors
 
-from lightning_gradcam import Batch, GradCAMCallback
-from lightning_gradcam.batch import Fingerprint, as_samples, choose, default_batch, load, structure
+from lightning_gradcam import Batch, GradCAMCallback, balanced
+from lightning_gradcam.batch import Fingerprint, as_samples, choose, default_batch, load, shift, structure
 
 IMAGES = torch.rand(2, 3, 4, 4)
 LABELS = torch.tensor([0, 1])
@@ -121,6 +122,47 @@ def test_structure_of_long_lists():
 def test_batch_refuses_wrong_shapes(fields, error, message):
     with pytest.raises(error, match=message):
         Batch(**fields)
+
+
+def test_regions_of_torchvision():
+    boxes = tv_tensors.BoundingBoxes([[1, 1, 2, 3], [0, 0, 4, 4]], format="XYWH", canvas_size=(4, 4))
+    masks = tv_tensors.Mask(torch.ones(2, 4, 4))
+    batch = Batch(IMAGES, regions={"dog": boxes, "cat": masks})
+    assert batch.regions["dog"].tolist() == [[1, 1, 3, 4], [0, 0, 4, 4]]
+    assert {type(region) for region in batch.regions.values()} == {torch.Tensor}
+    with pytest.raises(TypeError, match="`regions` must hold tensors, got list"):
+        Batch(IMAGES, regions={"dog": [[1, 2, 3, 4]]})
+
+
+def test_shift_moves_the_images_by_one_pixel():
+    moved = shift(Batch(IMAGES, LABELS))
+    assert torch.equal(moved.images[..., 1:], IMAGES[..., :-1])
+    assert torch.equal(moved.images[..., 0], IMAGES[..., 0])
+    assert moved.labels is LABELS
+
+
+@pytest.mark.parametrize(
+    ("labels", "number", "indices"),
+    [
+        ([0, 0, 0, 0, 1, 1, 1, 1], 4, [0, 2, 4, 6]),
+        ([0, 0, 0, 0, 0, 0, 1, 2], 4, [0, 3, 6, 7]),  # one more of the first class in turn
+        ([5, 5, 9], 10, [0, 1, 2]),
+        ([1, 0, 1, 0], 1, [1]),
+    ],
+)
+def test_balanced(labels, number, indices):
+    tensors = TensorDataset(torch.zeros(len(labels)), torch.tensor(labels))
+    assert balanced(tensors, number) == indices
+    assert balanced(Subset(tensors, range(len(labels))), number) == indices
+    assert balanced(list(zip(labels, labels, strict=True)), number) == indices
+
+
+def test_balanced_reads_labels_without_images_where_it_can():
+    dataset = Images()
+    dataset.images = None
+    assert balanced(dataset, 6) == [0, 1, 2, 12, 13, 14]
+    with pytest.raises(ValueError, match="`number` must be at least 1, got 0"):
+        balanced(dataset, 0)
 
 
 def test_first_of_a_batch():

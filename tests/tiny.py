@@ -20,7 +20,7 @@ class Images(Dataset):
         self.labels = torch.arange(length) % CLASSES
 
     def __len__(self):
-        return len(self.images)
+        return len(self.labels)
 
     def __getitem__(self, index):
         return self.images[index], self.labels[index]
