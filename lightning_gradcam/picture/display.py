@@ -23,7 +23,10 @@ class Display:
         std: What each channel was divided by.
         class_names: The name of each class by its index. ``None``: the dataset's ``.classes`` where it has them.
         colormap: ``"turbo"``, or ``"inferno"`` with a contour at half of the maximum, which reads without colours.
+        scale: ``"sample"``: each map by its own maximum, and at the tile's edge a gauge of that against the sample's
+            largest value in the run; ``"run"``: each map by that largest value.
         tile: Longer side of a sample's tile in pixels, at least 32.
+        per_sample: Give W&B each sample as an image of its own as well, with a caption; at most 108 of them.
         font: A TrueType file, for class names in scripts that the font of this package does not cover.
 
     Raises:
@@ -34,7 +37,9 @@ class Display:
     std: float | Sequence[float] | None = None
     class_names: Sequence[str] | None = None
     colormap: str = "turbo"
+    scale: str = "sample"
     tile: int = 160
+    per_sample: bool = False
     font: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -44,6 +49,8 @@ class Display:
             raise ValueError(f"`std` must be above 0 in every channel, got {self.std}")
         if self.colormap not in COLORMAPS:
             raise ValueError(f"`colormap` must be one of {sorted(COLORMAPS)}, got {self.colormap!r}")
+        if self.scale not in ("sample", "run"):
+            raise ValueError(f'`scale` must be "sample" or "run", got {self.scale!r}')
         if not isinstance(self.tile, int) or self.tile < 32:
             raise ValueError(f"`tile` must be at least 32 pixels, got {self.tile!r}")
         names = self.class_names

@@ -20,11 +20,12 @@ from lightning_gradcam.picture.draw import (
     VERDICT,
     draw_box,
     draw_foot,
+    draw_gauge,
     draw_note,
     note_on,
     outline_boxes,
 )
-from lightning_gradcam.picture.overlay import overlay
+from lightning_gradcam.picture.overlay import overlay, strongest
 from lightning_gradcam.picture.text import fit, load_font
 from lightning_gradcam.targets import Prediction
 
@@ -39,7 +40,7 @@ class Caption:
 
     Attributes:
         sample: The sample's id and label, and the probability of that label.
-        prediction: The predicted class and its probability.
+        prediction: The predicted class, its probability, and behind a Δ the drift.
         right: Whether the prediction is right; ``None`` where that is not known.
         note: Why no map is drawn; empty where one is.
     """
@@ -51,7 +52,11 @@ class Caption:
 
 
 def captions(
-    batch: Batch, maps: Tensor, prediction: Prediction | None, class_names: Sequence[str] | None
+    batch: Batch,
+    maps: Tensor,
+    prediction: Prediction | None,
+    class_names: Sequence[str] | None,
+    drift: Tensor | None = None,
 ) -> list[Caption]:
     """Say for each sample what it is, what the model predicts, and whether its map can be drawn.
 
@@ -60,6 +65,7 @@ def captions(
         maps: Their maps ``(n, h, w)``.
         prediction: What the model predicts, if it is a classifier.
         class_names: The name of each class; indices are shown where there are none.
+        drift: ``(n,)``, how far each map has moved since the observation before; NaN where that is not known.
     """
 
     def name(index: float) -> str:
@@ -78,6 +84,8 @@ def captions(
             right = None if prediction.right is None else bool(prediction.right[i])
             said = ("x " if right is False else "") + f"pred {name(chosen)}"
             confidence = f"{row[chosen]:.2f}"
+        if drift is not None and not drift[i].isnan():
+            confidence = f"{confidence} Δ{drift[i]:.2f}".strip()
         result.append(Caption((title, probability), (said, confidence), right, note_on(maps[i])))
     return result
 
@@ -95,6 +103,8 @@ def grid(
     regions: Mapping[str, Tensor],
     key: str,
     *,
+    peak: Tensor | None = None,
+    scale: str = "sample",
     tile: int = 160,
     colormap: str = "turbo",
     font: str | Path | None = None,
@@ -107,13 +117,16 @@ def grid(
         captions: One a sample.
         regions: As in :class:`~lightning_gradcam.batch.Batch`; drawn as outlines, white within black.
         key: The line at the foot: what was asked of which layer.
+        peak: ``(n,)``, the largest value of each sample's maps in the run; ``None``: this is the first observation.
+        scale: ``"sample"``: each map by its own maximum, beside it a gauge of that against the peak; ``"run"``: each
+            by the sample's peak.
         tile: Longer side of a tile in pixels.
         colormap: A key of :data:`~lightning_gradcam.picture.overlay.COLORMAPS`.
         font: A TrueType file; ``None`` for the package's own.
     """
     n, height, width = photos.shape
-    scale = tile / max(height, width)
-    tile_height, tile_width = max(1, round(height * scale)), max(1, round(width * scale))
+    factor = tile / max(height, width)
+    tile_height, tile_width = max(1, round(height * factor)), max(1, round(width * factor))
     cell_width = max(tile_width, tile // 2)  # the strip needs some width whatever the images' shape
     rows = -(-n // _COLUMNS)
     columns = -(-n // rows)
@@ -131,7 +144,11 @@ def grid(
         outline_boxes(region) * torch.tensor([tile_width / width, tile_height / height] * 2)
         for region in regions.values()
     ]
-    pictures = overlay(photos, maps, (tile_height, tile_width), colormap).numpy()
+    own = strongest(maps)
+    peak = own if peak is None else torch.maximum(peak, own)
+    shares = (own / peak).nan_to_num(0)
+    by = peak if scale == "run" else None
+    pictures = overlay(photos, maps, (tile_height, tile_width), colormap, by).numpy()
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         left, top = GUTTER + i % columns * across, GUTTER + i // columns * down
         corner = left + (cell_width - tile_width) // 2, top
@@ -140,9 +157,22 @@ def grid(
             draw_box(draw, box[i].tolist(), corner)
         if caption.note:
             draw_note(draw, letters, caption.note, corner, (tile_width, tile_height))
+        elif scale == "sample":
+            draw_gauge(draw, float(shares[i]), corner, (tile_width, tile_height))
         _draw_strip(draw, letters, caption, (left, top + tile_height), cell_width)
     draw_foot(canvas, draw, letters, key, colormap)
     return canvas
+
+
+def tiles(
+    photos: Tensor, maps: Tensor, captions: Sequence[Caption], tile: int, colormap: str
+) -> tuple[list[Image.Image], list[str]]:
+    """Each sample's map over its photo as a picture of its own, and its caption in one line."""
+    _, height, width = photos.shape
+    factor = tile / max(height, width)
+    pictures = overlay(photos, maps, (max(1, round(height * factor)), max(1, round(width * factor))), colormap).numpy()
+    lines = [" · ".join(filter(None, map(" ".join, (caption.sample, caption.prediction)))) for caption in captions]
+    return [Image.fromarray(picture) for picture in pictures], lines
 
 
 def _draw_strip(
