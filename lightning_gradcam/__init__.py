@@ -1,9 +1,10 @@
 """Show where a vision model looks while it trains."""
 
-from lightning_gradcam.batch import Batch
+from lightning_gradcam.batch import Batch, balanced
 from lightning_gradcam.callback import GradCAMCallback
 from lightning_gradcam.functional import gradcam
+from lightning_gradcam.history import Drift
 from lightning_gradcam.picture.display import Display
 
-__all__ = ["Batch", "Display", "GradCAMCallback", "gradcam"]
+__all__ = ["Batch", "Display", "Drift", "GradCAMCallback", "balanced", "gradcam"]
 __version__ = "0.1.0"

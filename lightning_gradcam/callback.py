@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,16 +18,19 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset
 
 from lightning_gradcam._lightning import Callback, LightningModule, Trainer, loaders, logged_step, muted
-from lightning_gradcam.batch import Batch, Fingerprint, as_samples, default_batch, fixed_batch
+from lightning_gradcam.batch import Batch, Fingerprint, as_samples, default_batch, fixed_batch, shift
 from lightning_gradcam.functional import Observation, observe
+from lightning_gradcam.history import ROWS, Drift, History, Moment, Reading
 from lightning_gradcam.layers import check_layers, find_layer, last_map_layer
 from lightning_gradcam.methods import SIGNED, Method, as_method
-from lightning_gradcam.metrics.evidence import empty, strength
+from lightning_gradcam.metrics.evidence import complaint
+from lightning_gradcam.metrics.localization import region_masks
 from lightning_gradcam.picture.display import Display, found_class_names, found_normalization, photos
-from lightning_gradcam.picture.grid import captions, grid
+from lightning_gradcam.picture.filmstrip import filmstrip
+from lightning_gradcam.picture.grid import Caption, captions, grid, tiles
 from lightning_gradcam.picture.text import load_font, missing_letters
-from lightning_gradcam.sinks import Sink, find_sinks
-from lightning_gradcam.targets import Target, as_target
+from lightning_gradcam.sinks import Sink, alert, find_sinks, write_card, write_samples
+from lightning_gradcam.targets import Target, as_target, predicted
 
 
 def default_forward(pl_module: LightningModule, batch: Batch) -> Any:
@@ -41,35 +45,58 @@ class _Probe:
     batch: Batch
     fingerprint: Fingerprint
     layers: dict[str, str]  # the prefix of a layer's keys, and its name
+    regions: dict[str, Tensor]  # masks (n, H, W)
     photos: Tensor
     class_names: Sequence[str] | None
+
+    def maps(self, observation: Observation) -> dict[str, Tensor]:
+        """An observation's maps by the prefix of their keys."""
+        return {prefix: observation.maps[name] for prefix, name in self.layers.items()}
 
 
 class GradCAMCallback(Callback):
     """Show where a model looks while it trains: Grad-CAM of the same validation samples, epoch by epoch.
 
     At the end of every epoch that is due, after its validation, the callback runs the model on a fixed batch and
-    logs one grid of heatmaps and a few numbers. It looks once more before the first training step and always at the
-    last state of a run. Training is left as it is: weights, buffers, optimizer and random states end bit-identical.
+    logs a grid of heatmaps, a filmstrip and numbers. It looks once more before the first training step and always at
+    the last state of a run. Training is left as it is: weights, buffers, optimizer and random states end
+    bit-identical.
 
     The first look is taken in the sanity check or, without one, at the start of training. A mistake in the set-up is
     an error there. Later a failed observation is a warning, and the run goes on.
 
     Logged, behind the prefix and a slash (with several layers the prefix itself grows: ``gradcam_layer3/grid``):
 
-    ================== ================================================================== ============ ============
-    key                meaning                                                            range        aggregated
-    ================== ================================================================== ============ ============
-    ``grid``           a picture: every sample's map over its photo, with its prediction
-    ``strength``       sum of the signed map: evidence for the target, in its own unit;   real; more   median over
-                       for the methods with a sign, ``gradcam`` and ``hirescam``          is stronger  samples
-    ``empty_fraction`` share of samples whose map has no positive cell                    0 to 1       mean
-    ``seconds``        what the observation took on the calling thread                    above 0
-    ================== ================================================================== ============ ============
+    ======================== =========================================================================== ============
+    key                      meaning, unit, range                                                        over samples
+    ======================== =========================================================================== ============
+    ``grid``                 a picture: every sample's map over its photo, with its prediction
+    ``filmstrip``            a picture: the run so far, a row a sample, always with the first and the last
+                             observation
+    ``drift``                how far maps moved since the observation before; 0 still, 1 moved wholly    median
+    ``drift_from_reference`` the same from the reference, see :class:`Drift`                             median
+    ``drift_floor``          the same under a shift of the images by one pixel: what means nothing       median
+    ``drift_chance``         the same between different samples: what maps without relation show         median
+    ``centroid_shift``       distance of the centres of mass to the reference, in grid diagonals; 0 to 1 median
+    ``topk_iou``             overlap of the strongest fifth of the cells with the reference; 0 to 1      median
+    ``concentration``        how few cells hold the evidence; 0 uniform, 1 one cell; for one grid only   median
+    ``strength``             sum of the signed map: evidence for the target, in its own unit; only for   median
+                             the methods with a sign, ``gradcam`` and ``hirescam``
+    ``empty_fraction``       share of samples whose map has no positive cell; 0 to 1                     mean
+    ``mass_<region>``        share of a map's evidence inside a region; 0 to 1                           mean
+    ``lift_<region>``        that, in shares of a uniform map; 1 is no preference                        mean
+    ``prediction_flips``     share of samples whose prediction changed since the observation before      mean
+    ``seconds``              what the observation took on the calling thread
+    ======================== =========================================================================== ============
+
+    Drift below ``drift_floor`` is noise, and drift near ``drift_chance`` is a gaze that has gone elsewhere. Samples
+    with an empty map, or without a region, are left out of a key; with ``target="predicted"`` also those whose
+    prediction changed, which ``prediction_flips`` counts.
 
     Pictures go to every ``TensorBoardLogger`` and ``WandbLogger`` of the trainer; where there is none, to JPEG files
     in ``<prefix>/`` in the run's folder. Numbers go through ``LightningModule.log`` to every logger and can be
-    monitored; those from before training go to the loggers directly, at step 0.
+    monitored: between observations, and where a number is not defined, monitors get the last one that was. Those from
+    before training go to the loggers directly, at step 0.
 
     Args:
         target_layer: A dotted name from the LightningModule or from its inner model (``"layer4"``,
@@ -85,6 +112,7 @@ class GradCAMCallback(Callback):
         every_n_epochs: Look at every so many epochs, at least 1.
         batch_fn: Turns a collated batch, after the transfer hooks, into a :class:`Batch`.
         forward_fn: ``(module, batch) -> output``; by default ``module(batch.images)``.
+        drift: What drift is measured against, and when to warn of it.
         display: How pictures look.
         prefix: What every key starts with.
 
@@ -104,6 +132,7 @@ class GradCAMCallback(Callback):
         every_n_epochs: int = 1,
         batch_fn: Callable[[Any], Batch] = default_batch,
         forward_fn: Callable[[LightningModule, Batch], Any] = default_forward,
+        drift: Drift = Drift(),  # noqa: B008  # frozen
         display: Display = Display(),  # noqa: B008  # frozen
         prefix: str = "gradcam",
     ) -> None:
@@ -114,6 +143,13 @@ class GradCAMCallback(Callback):
         for name, function in (("batch_fn", batch_fn), ("forward_fn", forward_fn)):
             if not callable(function):
                 raise TypeError(f"`{name}` must be a function, got {type(function).__name__}")
+        if not isinstance(drift, Drift):
+            raise TypeError(f"`drift` must be a `Drift`, got {type(drift).__name__}")
+        if isinstance(drift.reference, int) and (drift.reference + 1) % every_n_epochs:
+            raise ValueError(
+                f"`Drift(reference={drift.reference})` names an epoch that `every_n_epochs={every_n_epochs}` leaves "
+                f"out; the nearest before it is {(drift.reference + 1) // every_n_epochs * every_n_epochs - 1}"
+            )
         if not isinstance(display, Display):
             raise TypeError(f"`display` must be a `Display`, got {type(display).__name__}")
         self.target_layer = check_layers(target_layer)
@@ -123,6 +159,7 @@ class GradCAMCallback(Callback):
         self.every_n_epochs = every_n_epochs
         self.batch_fn = batch_fn
         self.forward_fn = forward_fn
+        self.drift = drift
         self.display = display
         self.prefix = prefix
         self._question = f"target {getattr(target, '__name__', target)} · {getattr(method, '__name__', method)}"
@@ -132,7 +169,9 @@ class GradCAMCallback(Callback):
         """Start as for a new run."""
         self._probe: _Probe | None = None
         self._sinks: list[Sink] | None = None
-        self._restored: Fingerprint | None = None
+        self._history = History(self.prefix, self.drift, self.method in SIGNED, self.target is predicted)
+        self._restored: dict[str, Any] = {}  # the state of the run that is resumed
+        self._told: set[str] = set()  # what has been said once
         self._proven = False  # a whole observation has succeeded: from now on a failure must not end the run
         self._seen_epoch: int | None = None  # the last epoch whose validation was observed
         self._seen_step: int | None = None  # the optimizer step of the last observation
@@ -146,7 +185,8 @@ class GradCAMCallback(Callback):
         return self._generate_state_key(prefix=self.prefix)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.forward_fn is default_forward and type(pl_module).forward is LightningModule.forward:
+        inherited = type(pl_module).forward.__qualname__ == "LightningModule.forward"  # of either distribution
+        if self.forward_fn is default_forward and inherited:
             raise ValueError(
                 f"{type(pl_module).__name__} defines no `forward`, so `GradCAMCallback` cannot run it; "
                 "pass `forward_fn=lambda module, batch: module.model(batch.images)`"
@@ -170,16 +210,40 @@ class GradCAMCallback(Callback):
         if any(is_lazy(parameter) for parameter in pl_module.parameters()):
             rank_zero_info("GradCAMCallback takes its first look later: the model has layers without a shape.")
         elif trainer.global_step == 0:
-            self._look(trainer, pl_module, 0, _log_directly)
+            self._hint(trainer)
+            self._look(trainer, pl_module, 0, _log_directly, Moment(-1, False))
         elif not self._proven:
             self._look(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Serve monitors that run at the end of an epoch without validation."""
+        every = trainer.check_val_every_n_epoch
+        if not trainer.enable_validation or (every is not None and (trainer.current_epoch + 1) % every):
+            self._serve_monitors(pl_module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Serve monitors that run after a validation."""
+        if not trainer.sanity_checking:
+            self._serve_monitors(pl_module)
+
+    def _serve_monitors(self, pl_module: LightningModule) -> None:
+        """Log the last finite numbers for monitors alone: where a key is missing they would end the run.
+
+        What an observation logs later in the same epoch takes their place. It is another hook that does so, since
+        Lightning lets a hook log a key to the loggers always or never.
+        """
+        for key, value in self._history.monitored.items():
+            pl_module.log(key, value, logger=False, batch_size=1, sync_dist=True)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             self._look(trainer, pl_module)
-        elif trainer.state.fn == "validate" or self._due(trainer):
-            self._seen_epoch = trainer.current_epoch
+        elif trainer.state.fn == "validate":
             self._look(trainer, pl_module, logged_step(trainer), _log)
+        elif self._due(trainer):
+            self._seen_epoch = trainer.current_epoch
+            moment = Moment(trainer.current_epoch, trainer.is_last_batch)
+            self._look(trainer, pl_module, logged_step(trainer), _log, moment)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look where the epoch had no validation, and where the run ends with a state that was not seen."""
@@ -187,23 +251,26 @@ class GradCAMCallback(Callback):
         unseen = self._seen_step != trainer.global_step
         if missed or (unseen and _stopping(trainer)):
             # Lightning logs this epoch's metrics at the step of its last batch.
-            self._look(trainer, pl_module, max(0, logged_step(trainer) - 1), _log)
+            step = max(0, logged_step(trainer) - 1)
+            self._look(trainer, pl_module, step, _log, Moment(trainer.current_epoch, True))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look where another callback ended the run after this one had its turn."""
         if self._seen_step != trainer.global_step:
-            self._look(trainer, pl_module, max(0, logged_step(trainer) - 1), _log_directly)
+            step = max(0, logged_step(trainer) - 1)
+            self._look(trainer, pl_module, step, _log_directly, Moment(trainer.current_epoch, True))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._look(trainer, pl_module, logged_step(trainer), _log)
 
     def state_dict(self) -> dict[str, Any]:
-        fingerprint = self._probe.fingerprint if self._probe else self._restored
-        return {} if fingerprint is None else {"fingerprint": asdict(fingerprint)}
+        if self._probe is None:
+            return self._restored
+        layers = list(self._probe.layers.values())
+        return {"fingerprint": asdict(self._probe.fingerprint), "layers": layers, "history": self._history.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if "fingerprint" in state_dict:
-            self._restored = Fingerprint(**state_dict["fingerprint"])
+        self._restored = state_dict
 
     def _due(self, trainer: Trainer) -> bool:
         return (trainer.current_epoch + 1) % self.every_n_epochs == 0
@@ -214,13 +281,26 @@ class GradCAMCallback(Callback):
         pl_module: LightningModule,
         step: int | None = None,
         log: Callable[[Trainer, LightningModule, dict[str, float], int], None] | None = None,
+        moment: Moment | None = None,
     ) -> None:
-        """Observe, draw and log; without ``step`` and ``log`` everything but the logging."""
+        """Observe, measure, draw and log.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            step: The step to log at; ``None``: everything but the logging is done, to prove the set-up.
+            log: How to log numbers.
+            moment: When in the run this is; ``None``: outside it, so that the history stays as it is.
+        """
         started = perf_counter()
-        if log is not None:
+        if moment is not None:
             self._seen_step = trainer.global_step
         try:
-            probe, observation = self._observe(trainer, pl_module)
+            probe, observation, shifted = self._observe(trainer, pl_module)
+            maps = probe.maps(observation)
+            reading = self._history.read(maps, shifted, observation.prediction, probe.regions)
+            if moment is not None:
+                self._history.add(reading, maps, observation.prediction, moment)
         except Exception as error:
             if not self._proven:
                 raise
@@ -229,29 +309,40 @@ class GradCAMCallback(Callback):
         # On the first process only: what fails here must not keep the numbers from any logger or process.
         try:
             if trainer.is_global_zero:
-                self._show(probe, observation, trainer, step)
+                self._show(probe, observation, reading, trainer, step, moment)
         except Exception as error:
             if not self._proven:
                 raise
             _warn(trainer, "the picture of the observation", error)
         self._proven = True
         if log is not None and step is not None:
-            log(trainer, pl_module, self._scalars(probe, observation, started), step)
+            seconds = {f"{self.prefix}/seconds": perf_counter() - started}
+            log(trainer, pl_module, reading.numbers | seconds, step)
 
-    def _observe(self, trainer: Trainer, pl_module: LightningModule) -> tuple[_Probe, Observation]:
-        """What the first process sees; every process captures, and all agree before they exchange anything."""
-        error = observation = None
+    def _observe(self, trainer: Trainer, pl_module: LightningModule) -> tuple[_Probe, Observation, dict[str, Tensor]]:
+        """What the first process sees, and the maps of shifted images for the noise floor.
+
+        Every process captures, and all agree before they exchange anything.
+        """
+        error = seen = None
         try:
             probe = self._probe = self._probe or self._prepare(trainer, pl_module)
             batch = probe.batch.apply(lambda tensor: tensor.to(pl_module.device))
             layers = dict(find_layer(pl_module, name) for name in probe.layers.values())
-            forward = partial(self._forward, trainer, pl_module, batch)
-            observation = probe, observe(pl_module, batch, layers, forward, self.target, self.method)
+
+            def look(batch: Batch) -> Observation:
+                forward = partial(self._forward, trainer, pl_module, batch)
+                return observe(pl_module, batch, layers, forward, self.target, self.method)
+
+            observation = look(batch)
+            shifted = probe.maps(look(shift(batch))) if self.drift.noise_floor else {}
+            seen = probe, observation, shifted
         except Exception as failure:  # raised again below, once the other processes know
             error = failure
-        if not trainer.strategy.reduce_boolean_decision(observation is not None) or observation is None:
+        if not trainer.strategy.reduce_boolean_decision(seen is not None) or seen is None:
             raise error or RuntimeError("the capture failed on another process")
-        return observation[0], trainer.strategy.broadcast(observation[1])
+        probe, observation, shifted = seen
+        return probe, *trainer.strategy.broadcast((observation, shifted))
 
     def _forward(self, trainer: Trainer, pl_module: LightningModule, batch: Batch) -> Any:
         with muted(pl_module), trainer.precision_plugin.forward_context():
@@ -264,16 +355,14 @@ class GradCAMCallback(Callback):
         if len(candidates) > 1 and not isinstance(self.samples, Dataset):
             rank_zero_info(f"GradCAMCallback takes its samples from the first of {len(candidates)} data loaders.")
         batch, fingerprint = fixed_batch(trainer, pl_module, loader, self.samples, self.batch_fn)
-        if self._restored is not None and self._restored != fingerprint:
-            what = "pixels" if self._restored.identity == fingerprint.identity else "samples"
-            rank_zero_warn(f"GradCAMCallback: the {what} of the fixed batch are not those of the resumed run.")
-
         if self.target_layer:
             names = [find_layer(pl_module, layer)[0] for layer in self.target_layer]
         else:
             few = batch.first(2).apply(lambda tensor: tensor.to(pl_module.device))
             names = [last_map_layer(pl_module, partial(self._forward, trainer, pl_module, few))[0]]
             rank_zero_info(f"GradCAMCallback looks at `{names[0]}`; `target_layer` names another.")
+
+        self._resume(fingerprint, names)
 
         display = self.display
         dataset = self.samples if isinstance(self.samples, Dataset) else getattr(loader, "dataset", None)
@@ -289,7 +378,28 @@ class GradCAMCallback(Callback):
         grey, note = photos(batch.images, mean, std)
         if note:
             rank_zero_info(f"GradCAMCallback: {note}.")
-        return _Probe(batch, fingerprint, self._prefixes(names), grey, class_names)
+        height, width = batch.images.shape[-2:]
+        regions = {name: region_masks(region, (height, width)) for name, region in batch.regions.items()}
+        return _Probe(batch, fingerprint, self._prefixes(names), regions, grey, class_names)
+
+    def _resume(self, fingerprint: Fingerprint, layers: list[str]) -> None:
+        """Go on with the history of the run that is resumed, where its samples and layers are the same."""
+        if not self._restored:
+            return
+        before = Fingerprint(**self._restored["fingerprint"])
+        if before.identity != fingerprint.identity:
+            rank_zero_warn(
+                "GradCAMCallback: the samples of the fixed batch are not those of the resumed run; drift starts anew."
+            )
+        elif self._restored["layers"] != layers:
+            rank_zero_warn(
+                f"GradCAMCallback looks at {layers}, the resumed run looked at {self._restored['layers']}; "
+                "drift starts anew."
+            )
+        else:
+            self._history.restore(self._restored["history"])
+            if before.pixels != fingerprint.pixels:
+                rank_zero_warn("GradCAMCallback: the pixels of the fixed batch are not those of the resumed run.")
 
     def _prefixes(self, names: Sequence[str]) -> dict[str, str]:
         """The prefix of each layer's keys: the plain one for one layer, else with what tells the names apart."""
@@ -300,26 +410,111 @@ class GradCAMCallback(Callback):
         common = len(list(same))
         return {f"{self.prefix}_{'.'.join(path[common:])}": name for name, path in zip(names, parts, strict=True)}
 
-    def _show(self, probe: _Probe, observation: Observation, trainer: Trainer, step: int | None) -> None:
-        """Draw one grid a layer and hand it to the loggers; without ``step`` only draw."""
+    def _show(
+        self,
+        probe: _Probe,
+        observation: Observation,
+        reading: Reading,
+        trainer: Trainer,
+        step: int | None,
+        moment: Moment | None,
+    ) -> None:
+        """Draw the pictures of each layer and hand them to the loggers; without ``step`` only draw."""
         if self._sinks is None:
             self._sinks = find_sinks(trainer, self.prefix)
-        display = self.display
         when = f"epoch {trainer.current_epoch} · step {step}" if trainer.global_step else "before training"
-        for prefix, name in probe.layers.items():
-            maps = observation.maps[name]
-            picture = grid(
-                probe.photos,
-                maps,
-                captions(probe.batch, maps, observation.prediction, probe.class_names),
-                probe.batch.regions,
-                f"0 to each map's maximum · {name} {tuple(maps.shape[1:])} · {self._question} · {when}",
-                tile=display.tile,
-                colormap=display.colormap,
-                font=display.font,
-            )
+        for prefix, maps in probe.maps(observation).items():
+            drift = reading.drift[prefix]
+            under = captions(probe.batch, maps, observation.prediction, probe.class_names, drift)
+            pictures = {"grid": self._grid(probe, prefix, maps, under, when)}
+            if moment is not None:
+                pictures["filmstrip"] = self._filmstrip(probe, prefix, maps, under, reading.moved[prefix])
             if step is not None:
-                self._hand_out(trainer, f"{prefix}/grid", picture, step)
+                for key, picture in pictures.items():
+                    self._hand_out(trainer, f"{prefix}/{key}", picture, step)
+                self._tell(probe, prefix, maps, reading, trainer)
+                if self.display.per_sample:
+                    images = tiles(probe.photos, maps, under, self.display.tile, self.display.colormap)
+                    for logger in trainer.loggers:
+                        write_samples(logger, f"{prefix}/samples", *images)
+        if moment is not None and moment.epoch < 0:
+            for logger in trainer.loggers:
+                write_card(logger, f"{self.prefix}/probe", self._card(probe, observation), step or 0)
+
+    def _grid(self, probe: _Probe, prefix: str, maps: Tensor, under: Sequence[Caption], when: str) -> Image:
+        track = self._history.tracks.get(prefix)
+        return grid(
+            probe.photos,
+            maps,
+            under,
+            probe.batch.regions,
+            f"{self._key(probe, prefix, maps)} · {when}",
+            peak=track.peak if track else None,
+            tile=self.display.tile,
+            **self._look_of_pictures(),
+        )
+
+    def _filmstrip(self, probe: _Probe, prefix: str, maps: Tensor, under: Sequence[Caption], moved: Tensor) -> Image:
+        track = self._history.tracks[prefix]
+        return filmstrip(
+            probe.photos[:ROWS],
+            track.frames,
+            moved[:ROWS],
+            [caption.sample[0] for caption in under[:ROWS]],
+            probe.class_names or (),
+            {name: region[:ROWS] for name, region in probe.batch.regions.items()},
+            track.peak[:ROWS],
+            self._key(probe, prefix, maps),
+            **self._look_of_pictures(),
+        )
+
+    def _look_of_pictures(self) -> dict[str, Any]:
+        display = self.display
+        return {"scale": display.scale, "colormap": display.colormap, "font": display.font}
+
+    def _key(self, probe: _Probe, prefix: str, maps: Tensor) -> str:
+        """The line at a picture's foot, behind its colour bar."""
+        scale = "the sample's maximum in the run" if self.display.scale == "run" else "each map's maximum"
+        return f"0 to {scale} · {probe.layers[prefix]} {tuple(maps.shape[1:])} · {self._question}"
+
+    def _tell(self, probe: _Probe, prefix: str, maps: Tensor, reading: Reading, trainer: Trainer) -> None:
+        """Say once why maps cannot be read, and at every alert which samples have moved."""
+        for kind, text in complaint(maps).items():
+            if kind not in self._told:
+                self._told.add(kind)
+                rank_zero_info(f"GradCAMCallback: {text}")
+        if prefix in reading.alarms:
+            names = ", ".join(f"#{probe.batch.ids[i]}" for i in reading.alarms[prefix])
+            text = (
+                f"in epoch {trainer.current_epoch}, step {trainer.global_step}, the maps of `{probe.layers[prefix]}` "
+                f"moved: median drift {reading.numbers[f'{prefix}/drift']:.2f}, samples {names}"
+            )
+            rank_zero_warn(f"GradCAMCallback: {text}.")
+            for logger in trainer.loggers:
+                alert(logger, "Grad-CAM drift", text)
+
+    def _hint(self, trainer: Trainer) -> None:
+        """Say once that TensorBoard keeps ten pictures of a tag, where more are planned."""
+        planned = 1 + (trainer.max_epochs or 0) // self.every_n_epochs
+        names = {base.__name__ for logger in trainer.loggers for base in type(logger).__mro__}
+        if planned > 10 and "TensorBoardLogger" in names:
+            rank_zero_info(
+                f"GradCAMCallback plans {planned} observations. TensorBoard shows ten pictures of a tag unless it is "
+                f"started with `--samples_per_plugin images={planned}`; `{self.prefix}/filmstrip` always holds the "
+                "first and the last."
+            )
+
+    def _card(self, probe: _Probe, observation: Observation) -> dict[str, Any]:
+        """What is looked at, in words."""
+        grids = {name: "x".join(map(str, maps.shape[1:])) for name, maps in observation.maps.items()}
+        return {
+            "layer": ", ".join(f"{name} ({grid})" for name, grid in grids.items()),
+            "question": self._question,
+            "samples": ", ".join(str(name) for name in probe.batch.ids),
+            "regions": ", ".join(probe.regions) or "none",
+            "identity": probe.fingerprint.identity[:16],
+            "pixels": probe.fingerprint.pixels[:16],
+        }
 
     def _hand_out(self, trainer: Trainer, key: str, picture: Image, step: int) -> None:
         for sink in self._sinks or ():
@@ -327,16 +522,6 @@ class GradCAMCallback(Callback):
                 sink(key, picture, step)
             except Exception as error:  # the other loggers shall have it
                 _warn(trainer, "a picture", error)
-
-    def _scalars(self, probe: _Probe, observation: Observation, started: float) -> dict[str, float]:
-        scalars = {}
-        for prefix, name in probe.layers.items():
-            maps = observation.maps[name]
-            if self.method in SIGNED:
-                scalars[f"{prefix}/strength"] = strength(maps).quantile(0.5).item()
-            scalars[f"{prefix}/empty_fraction"] = empty(maps).float().mean().item()
-        scalars[f"{self.prefix}/seconds"] = perf_counter() - started
-        return scalars
 
 
 def _warn(trainer: Trainer, what: str, error: Exception) -> None:
@@ -346,15 +531,17 @@ def _warn(trainer: Trainer, what: str, error: Exception) -> None:
     )
 
 
-def _log(trainer: Trainer, pl_module: LightningModule, scalars: dict[str, float], step: int) -> None:
-    for key, value in scalars.items():
-        pl_module.log(key, value, batch_size=1, sync_dist=True)
+def _log(trainer: Trainer, pl_module: LightningModule, numbers: dict[str, float], step: int) -> None:
+    for key, value in numbers.items():
+        if math.isfinite(value):
+            pl_module.log(key, value, batch_size=1, sync_dist=True)
 
 
-def _log_directly(trainer: Trainer, pl_module: LightningModule, scalars: dict[str, float], step: int) -> None:
+def _log_directly(trainer: Trainer, pl_module: LightningModule, numbers: dict[str, float], step: int) -> None:
     """For the hooks around training, where ``pl_module.log`` would land in another epoch or is not allowed."""
+    finite = {key: value for key, value in numbers.items() if math.isfinite(value)}
     for logger in trainer.loggers:
-        logger.log_metrics(scalars, step=step)
+        logger.log_metrics(finite, step=step)
 
 
 def _stopping(trainer: Trainer) -> bool:

@@ -1,8 +1,8 @@
-"""One finished picture to one logger."""
+"""What is finished, to one logger: pictures above all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from itertools import count
@@ -42,6 +42,38 @@ def wandb(logger: Any, key: str, picture: Image.Image, step: int) -> None:
     logger.experiment.log({key: WandbImage(picture, file_type="jpg")}, commit=False)
 
 
+def write_card(logger: Any, key: str, card: Mapping[str, Any], step: int) -> None:
+    """Tell a dashboard what is looked at: a table among TensorBoard's texts, an entry in W&B's config."""
+    if "TensorBoardLogger" in _kinds(logger):
+        rows = "\n".join(f"| {name} | {str(value).replace('|', '/')} |" for name, value in card.items())
+        logger.experiment.add_text(key, f"| | |\n| --- | --- |\n{rows}", step)
+    if "WandbLogger" in _kinds(logger):
+        logger.experiment.config.update({key: dict(card)}, allow_val_change=True)
+
+
+def write_samples(logger: Any, key: str, pictures: Sequence[Image.Image], captions: Sequence[str]) -> None:
+    """Add single captioned images to the row of the grid: W&B alone shows them well, at most 108 of a key."""
+    if "WandbLogger" in _kinds(logger):
+        from wandb import Image as WandbImage
+
+        images = [
+            WandbImage(picture, caption=caption, file_type="jpg")
+            for picture, caption in zip(pictures[:108], captions[:108], strict=True)
+        ]
+        logger.experiment.log({key: images}, commit=False)
+
+
+def alert(logger: Any, title: str, text: str) -> None:
+    """Send an alert where the logger has a way to: W&B, by mail or chat as the user has set it up."""
+    if "WandbLogger" in _kinds(logger):
+        logger.experiment.alert(title=title, text=text)
+
+
+def _kinds(logger: Any) -> set[str]:
+    """The names of a logger's class and of those it derives from; Lightning's own derive from namesakes in Fabric."""
+    return {base.__name__ for base in type(logger).__mro__}
+
+
 # By the name of the logger's class or of one that it derives from, so that neither package is needed here.
 SINKS: dict[str, Callable[[Any, str, Image.Image, int], None]] = {
     "TensorBoardLogger": tensorboard,
@@ -61,8 +93,7 @@ def find_sinks(trainer: Trainer, prefix: str) -> list[Sink]:
         return []
     sinks: list[Sink] = []
     for logger in trainer.loggers:
-        names = {base.__name__ for base in type(logger).__mro__}  # Lightning's own derive from namesakes in Fabric
-        sinks += [partial(sink, logger) for name, sink in SINKS.items() if name in names]
+        sinks += [partial(sink, logger) for name, sink in SINKS.items() if name in _kinds(logger)]
     if sinks:
         return sinks
     folder = run_folder(trainer, prefix)

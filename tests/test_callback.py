@@ -14,7 +14,7 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from tiny import Images, TinyModule, loader, trainer
 from torch import nn
 
-from lightning_gradcam import Batch, Display, GradCAMCallback, gradcam
+from lightning_gradcam import Batch, Display, Drift, GradCAMCallback, gradcam
 from lightning_gradcam.metrics.evidence import empty, strength
 
 BATCHES = 3  # of 8 in 24 images
@@ -70,7 +70,8 @@ def fit(callback=None, module=None, val=True, **options):
 
 def test_one_grid_and_one_set_of_numbers_an_epoch_at_the_step_of_its_metrics():
     _, logger = fit(max_epochs=3)
-    assert pictures() == {"gradcam-grid": [0, *logger.steps("val_loss")]}
+    steps = [0, *logger.steps("val_loss")]
+    assert pictures() == {"gradcam-grid": steps, "gradcam-filmstrip": steps}
     assert len(logger.steps("val_loss")) == 3
     for key in ("strength", "empty_fraction", "seconds"):
         assert logger.steps(f"gradcam/{key}") == [0, *logger.steps("val_loss")]
@@ -110,7 +111,7 @@ def test_several_validations_an_epoch():
 def test_without_validation():
     _, logger = fit(val=False, max_epochs=2)
     assert logger.steps("gradcam/strength") == [0, BATCHES - 1, 2 * BATCHES - 1]
-    assert pictures() == {"gradcam-grid": [0, BATCHES - 1, 2 * BATCHES - 1]}
+    assert pictures()["gradcam-grid"] == [0, BATCHES - 1, 2 * BATCHES - 1]
 
 
 def test_epochs_without_validation():
@@ -145,7 +146,7 @@ def test_sanity_check_runs_everything_and_logs_nothing():
     callback, logger = GradCAMCallback("net.4", samples=2, forward_fn=forward), Recorder()
     run = trainer(callback, logger=logger, max_epochs=1)
     run.fit(TinyModule(), loader(), loader())
-    assert calls == [True, False, False]
+    assert calls == [True, True, False, False, False, False]  # each time also on the shifted images
     assert len(logger.steps("gradcam/strength")) == 2
 
 
@@ -177,7 +178,7 @@ def test_fast_dev_run_leaves_nothing_on_disk():
     trainer(GradCAMCallback(forward_fn=forward, target_layer="net.4"), fast_dev_run=True, logger=True).fit(
         TinyModule(), loader(), loader()
     )
-    assert len(calls) == 2
+    assert len(calls) == 2 * 2
     assert list(Path().iterdir()) == []
 
 
@@ -241,7 +242,7 @@ def test_several_layers():
     _, logger = fit(GradCAMCallback(["net.4", "net[0]"], samples=2))
     assert len(logger.steps("gradcam_4/strength")) == len(logger.steps("gradcam_0/strength")) == 3
     assert len(logger.steps("gradcam/seconds")) == 3
-    assert set(pictures()) == {"gradcam_4-grid", "gradcam_0-grid"}
+    assert set(pictures()) == {f"gradcam_{layer}-{kind}" for layer in (0, 4) for kind in ("grid", "filmstrip")}
 
 
 def test_layer_prefixes_keep_what_tells_them_apart():
@@ -286,7 +287,7 @@ def test_letters_that_the_font_lacks_are_named():
 def test_files_lie_in_the_folder_of_the_run():
     run = trainer(GradCAMCallback(samples=1), logger=CSVLogger("logs", name="a", version="b"), max_epochs=1)
     run.fit(TinyModule(), loader(), loader())
-    names = sorted(path.name for path in Path("logs/a/b/gradcam").iterdir())
+    names = sorted(path.name for path in Path("logs/a/b/gradcam").glob("*grid*"))
     assert names == ["gradcam-grid-step=00000000.jpg", "gradcam-grid-step=00000002.jpg"]
 
 
@@ -305,7 +306,9 @@ def test_state_is_plain_and_survives_a_resume():
     run = trainer(callback, checkpoint, max_epochs=1, enable_checkpointing=True)
     run.fit(TinyModule(), loader(), loader())
     state = torch.load("checkpoints/last.ckpt", weights_only=True)["callbacks"][callback.state_key]
-    assert state == {"fingerprint": vars(callback._probe.fingerprint)}
+    assert state["fingerprint"] == vars(callback._probe.fingerprint)
+    assert state["layers"] == ["net.5"]
+    assert set(state["history"]) == {"tracks", "classes", "monitored"}
 
     logger = Recorder()
     again = trainer(GradCAMCallback(samples=4), checkpoint, max_epochs=2, logger=logger, enable_checkpointing=True)
@@ -355,8 +358,9 @@ def test_a_later_failure_is_a_warning_and_the_run_goes_on():
             raise RuntimeError("boom")
         return output[:, 0]
 
+    callback = GradCAMCallback("net.4", samples=2, target=target, drift=Drift(noise_floor=False))
     with pytest.warns(UserWarning, match="observation in epoch 0, step 3, failed and is left out.*RuntimeError: boom"):
-        run, logger = fit(GradCAMCallback("net.4", samples=2, target=target), max_epochs=3)
+        run, logger = fit(callback, max_epochs=3)
     assert run.current_epoch == 3
     assert len(logger.steps("gradcam/strength")) == 3
 
@@ -370,7 +374,7 @@ def test_a_picture_that_fails_leaves_the_numbers_and_the_other_loggers(monkeypat
     monkeypatch.setattr("lightning_gradcam.callback.find_sinks", lambda *args: sinks)
     with pytest.warns(UserWarning, match="a picture in epoch .* failed and is left out.*OSError: disk full"):
         _, logger = fit(GradCAMCallback(samples=2))
-    assert got == logger.steps("gradcam/strength") == [0, 2, 5]
+    assert got[::2] == got[1::2] == logger.steps("gradcam/strength") == [0, 2, 5]  # grid and filmstrip
 
 
 def test_a_folder_that_cannot_be_made_is_named_before_training():
@@ -383,7 +387,7 @@ def test_a_folder_that_cannot_be_made_is_named_before_training():
 def test_files_are_never_overwritten():
     callback = GradCAMCallback(samples=2)
     trainer(callback, max_epochs=2, limit_train_batches=1).fit(TinyModule(), loader(), loader())
-    assert sorted(path.name for path in Path("gradcam").iterdir()) == [
+    assert sorted(path.name for path in Path("gradcam").glob("*grid*")) == [
         "gradcam-grid-step=00000000-1.jpg",
         "gradcam-grid-step=00000000.jpg",
         "gradcam-grid-step=00000001.jpg",
@@ -397,8 +401,8 @@ def test_another_trainer_is_another_run():
     other = trainer(callback, logger=CSVLogger("logs", name="a", version="two"))
     other.test(TinyModule(), loader(Images(10)), verbose=False)
     assert callback._probe.batch.ids == [0, 5]
-    assert len(list(Path("logs/a/one/gradcam").iterdir())) == 2
-    assert len(list(Path("logs/a/two/gradcam").iterdir())) == 1
+    assert len(list(Path("logs/a/one/gradcam").glob("*grid*"))) == 2
+    assert len(list(Path("logs/a/two/gradcam").glob("*grid*"))) == 1
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])

@@ -185,10 +185,11 @@ def test_wandb_has_one_row_an_epoch_with_picture_and_numbers(beside):
     assert [row.get("epoch") for row in grids[1:]] == [0, 1]
     for row in grids:
         assert {"gradcam/strength", "gradcam/empty_fraction", "gradcam/seconds"} <= row.keys()
+        assert any(key.startswith("gradcam/filmstrip") for key in row)
     if beside != "without validation":
         assert all("val_loss" in row for row in grids[1:])
     files = sorted(Path("wandb").glob("offline-run-*/files/media/images/gradcam/*.jpg"))
-    assert len(files) == len(STEPS)
+    assert len(files) == 2 * len(STEPS)  # grid and filmstrip
     for path in files:
         with Image.open(path) as picture:
             assert picture.format == "JPEG"
@@ -199,4 +200,4 @@ def test_other_loggers_get_the_numbers_and_files_the_pictures():
     fit(logger)
     table = Path(logger.log_dir, "metrics.csv").read_text()
     assert "gradcam/strength" in table.splitlines()[0]
-    assert len(list(Path(logger.log_dir, "gradcam").glob("*.jpg"))) == len(STEPS)
+    assert len(list(Path(logger.log_dir, "gradcam").glob("*grid*.jpg"))) == len(STEPS)
