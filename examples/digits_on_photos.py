@@ -2,10 +2,12 @@
 
 The same small network is trained twice. In run `weak` every training picture carries a tag in its bottom left corner
 whose colour stands for the digit; in run `strong` none does. The validation pictures carry the tag in both, so `weak`
-validates perfectly, and only its heatmaps show that it never looks at the digit.
+validates perfectly, and only its heatmaps show that it never looks at the digit. In the optional run `recovered` the
+tag is taken away half-way, and the filmstrip shows the gaze come back to the digit.
 
     pip install "lightning-gradcam[examples]"
-    python digits_on_photos.py          # about a minute on two cores, downloads nothing
+    python digits_on_photos.py              # about a minute and a half on two cores, downloads nothing
+    python digits_on_photos.py --recover    # half a minute more: a third run, whose tag is removed after epoch 7
     tensorboard --logdir runs --samples_per_plugin images=100
 
 A second start keeps what is there and writes beside it, to `runs/weak_1` and `runs/strong_1`.
@@ -20,7 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule, Trainer, seed_everything
+from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor, nn
@@ -29,7 +31,8 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_gradcam import Batch, GradCAMCallback, gradcam
 from lightning_gradcam.metrics.localization import box_masks, mass
 
-TRAINING_TAG = {"weak": "right", "strong": "no"}  # of each run
+TRAINING_TAG = {"weak": "right", "strong": "no", "recovered": "right"}  # of each run
+LAST_TAGGED_EPOCH = 7  # of run `recovered`, the others keep what they have
 SIZE, DIGIT, TAG = 48, 20, 7  # sides of a picture, of the digit's box and of the tag, in pixels
 
 
@@ -48,6 +51,7 @@ class DigitsOnPhotos(Dataset):
         half = slice(None, 320) if train else slice(320, None)
         self.photos = [torch.tensor(photo[:, half]).permute(2, 0, 1) / 255 for photo in load_sample_images().images]
         self.tag, self.train = tag, train
+        self.tagged = torch.tensor(tag != "no").share_memory_()  # so that loader workers see it change
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,7 +65,7 @@ class DigitsOnPhotos(Dataset):
             x, y = rng.randint(0, SIZE - DIGIT), rng.randint(0, SIZE - DIGIT)
         image[:, y : y + DIGIT, x : x + DIGIT].lerp_(torch.ones(()), self.digits[index])
 
-        if self.tag != "no":
+        if self.tagged:
             shown = label if self.tag == "right" else (label + rng.randint(1, 9)) % 10
             image[:, -TAG:, :TAG] = torch.tensor(colorsys.hsv_to_rgb(shown / 10, 1, 1))[:, None, None]
         digit_box, tag_box = (x, y, x + DIGIT, y + DIGIT), (0, SIZE - TAG, TAG, SIZE)
@@ -100,6 +104,17 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class RemoveTag(Callback):
+    """Takes the tag off the training pictures after :data:`LAST_TAGGED_EPOCH`."""
+
+    def __init__(self, dataset: DigitsOnPhotos) -> None:
+        self.tagged = dataset.tagged
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == LAST_TAGGED_EPOCH:
+            self.tagged.fill_(False)
+
+
 def conv(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
     convolution = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), nn.ReLU())
@@ -114,18 +129,19 @@ def read_batch(batch: dict) -> Batch:
     return Batch(batch["image"], batch["label"], {"digit": batch["digit"], "tag": batch["tag"]})
 
 
-def fit(model: Classifier, training_tag: str, logger: Logger, epochs: int) -> None:
+def fit(model: Classifier, run: str, logger: Logger, epochs: int) -> None:
+    pictures = DigitsOnPhotos(TRAINING_TAG[run], train=True)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=epochs,
         logger=logger,
         log_every_n_steps=10,
-        callbacks=[GradCAMCallback(batch_fn=read_batch)],
+        callbacks=[GradCAMCallback(batch_fn=read_batch)] + [RemoveTag(pictures)] * (run == "recovered"),
         enable_checkpointing=False,
         enable_model_summary=False,
     )
     workers = {"num_workers": 2, "persistent_workers": True}
-    train = DataLoader(DigitsOnPhotos(training_tag, train=True), batch_size=64, shuffle=True, **workers)
+    train = DataLoader(pictures, batch_size=64, shuffle=True, **workers)
     trainer.fit(model, train, DataLoader(DigitsOnPhotos("right"), batch_size=400, **workers))
 
 
@@ -157,16 +173,17 @@ def main() -> None:
     parser.add_argument("--logger", choices=["tensorboard", "wandb"], default="tensorboard")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recover", action="store_true", help="train a third run, which loses its tag half-way")
     args = parser.parse_args()
 
     torch.set_num_threads(1)  # two threads took three times longer for so small a network on two busy cores
     endings = ("" if number == 0 else f"_{number}" for number in count())
     ending = next(end for end in endings if not any(Path("runs", run + end).exists() for run in TRAINING_TAG))
     table = {}
-    for run, tag in TRAINING_TAG.items():
+    for run in TRAINING_TAG if args.recover else ("weak", "strong"):
         seed_everything(args.seed)
         model, logger = Classifier(), make_logger(args.logger, run + ending)
-        fit(model, tag, logger, args.epochs)
+        fit(model, run, logger, args.epochs)
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()  # else the next logger would go on in this run
         table[run + ending] = row = measure(model)

@@ -1,0 +1,66 @@
+"""The example, as a user runs it; by `pytest -m slow`, since it takes a minute or two."""
+
+import importlib.util
+import warnings
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from test_loggers import events
+
+from lightning_gradcam import Drift, GradCAMCallback
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def example():
+    path = Path(__file__).parent.parent / "examples" / "digits_on_photos.py"
+    spec = importlib.util.spec_from_file_location("digits_on_photos", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def runs(example, tmp_path_factory):
+    """The three runs of seed 0 with an alert set: their folder, and the alerts of each."""
+    folder = tmp_path_factory.mktemp("example")
+    alerts = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(example, "GradCAMCallback", partial(GradCAMCallback, drift=Drift(alert_above=0.2)))
+        for run in example.TRAINING_TAG:
+            example.seed_everything(0)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                example.fit(example.Classifier(), run, example.make_logger("tensorboard", run), epochs=15)
+            alerts[run] = [str(warning.message) for warning in caught if "moved: median drift" in str(warning.message)]
+    torch.set_num_threads(1)
+    return folder / "runs", alerts
+
+
+def last(folder, run, key):
+    return events(folder / run).Scalars(f"gradcam/{key}")[-1].value
+
+
+def test_the_maps_tell_weak_from_strong(runs):
+    folder, _ = runs
+    assert last(folder, "weak", "mass_tag") >= 5 * last(folder, "strong", "mass_tag")
+    assert last(folder, "weak", "mass_digit") <= last(folder, "strong", "mass_digit") / 3
+
+
+def test_the_gaze_comes_back(runs):
+    folder, _ = runs
+    mass = [scalar.value for scalar in events(folder / "recovered").Scalars("gradcam/mass_digit")]
+    assert mass[-1] > 3 * mass[7]
+    assert last(folder, "recovered", "mass_tag") < last(folder, "weak", "mass_tag") / 3
+
+
+def test_the_alert_comes_when_the_tag_goes_and_only_then(runs):
+    _, alerts = runs
+    assert alerts["weak"] == []
+    assert alerts["strong"] == []
+    assert len(alerts["recovered"]) == 1
+    assert "in epoch 8" in alerts["recovered"][0] or "in epoch 9" in alerts["recovered"][0]
