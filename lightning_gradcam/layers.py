@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -74,12 +74,14 @@ def _original(module: nn.Module) -> nn.Module:
 
 
 def _walk(module: Any, steps: Sequence[str]) -> str | None:
-    """The full name that the steps lead to, with negative indices counted from the end."""
+    """The full name that the steps lead to; an index that is no name of a child counts the children."""
     name = []
     for step in steps:
         module = _original(module)
-        if step.startswith("-") and isinstance(module, Sized):
-            step = str(len(module) + int(step))
+        if isinstance(module, (nn.Sequential, nn.ModuleList)) and re.fullmatch(r"-?\d+", step):
+            children = [name for name, _ in module.named_children()]
+            if step not in children and -len(children) <= int(step) < len(children):
+                step = children[int(step)]  # counted from the end, or where the children have names
         module = getattr(module, step, None)
         if not isinstance(module, nn.Module):
             return None

@@ -75,9 +75,10 @@ def _kinds(logger: Any) -> set[str]:
 
 
 # By the name of the logger's class or of one that it derives from, so that neither package is needed here.
+# W&B comes first: TensorBoard writes on a thread of its own, whose checksums in Python keep W&B waiting.
 SINKS: dict[str, Callable[[Any, str, Image.Image, int], None]] = {
-    "TensorBoardLogger": tensorboard,
     "WandbLogger": wandb,
+    "TensorBoardLogger": tensorboard,
 }
 
 
@@ -91,9 +92,9 @@ def find_sinks(trainer: Trainer, prefix: str) -> list[Sink]:
     """
     if getattr(trainer, "fast_dev_run", False) or getattr(trainer, "barebones", False):
         return []
-    sinks: list[Sink] = []
-    for logger in trainer.loggers:
-        sinks += [partial(sink, logger) for name, sink in SINKS.items() if name in _kinds(logger)]
+    sinks: list[Sink] = [
+        partial(sink, logger) for name, sink in SINKS.items() for logger in trainer.loggers if name in _kinds(logger)
+    ]
     if sinks:
         return sinks
     folder = run_folder(trainer, prefix)

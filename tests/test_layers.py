@@ -37,6 +37,15 @@ def test_finds_by_name(resnet, layer, name):
     assert find_layer(resnet, layer) == (name, resnet.get_submodule(name))
 
 
+def test_counts_the_children_of_a_container_with_names():
+    blocks = nn.Sequential()
+    for name in ("block_0", "block_1", "block_2"):
+        blocks.add_module(name, nn.Sequential(nn.ReLU()))
+    model = nn.ModuleDict({"blocks": blocks})
+    assert find_layer(model, "blocks[-1]") == ("blocks.block_2", blocks[2])
+    assert find_layer(model, "blocks[1][0]") == ("blocks.block_1.0", blocks[1][0])
+
+
 def test_finds_a_module(resnet):
     assert find_layer(resnet, resnet.model.layer3) == ("model.layer3", resnet.model.layer3)
 
