@@ -3,6 +3,7 @@ import random
 
 import numpy as np
 import pytest
+import pytorch_lightning  # noqa: F401  # before the package, which takes the distribution that is imported already
 import torch
 
 os.environ["WANDB_MODE"] = "offline"
