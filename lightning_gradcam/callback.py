@@ -360,7 +360,7 @@ class GradCAMCallback(Callback):
         else:
             few = batch.first(2).apply(lambda tensor: tensor.to(pl_module.device))
             names = [last_map_layer(pl_module, partial(self._forward, trainer, pl_module, few))[0]]
-            rank_zero_info(f"GradCAMCallback looks at `{names[0]}`; `target_layer` names another.")
+            rank_zero_info(f"GradCAMCallback looks at `{names[0]}`; give `target_layer` to look at another layer.")
 
         self._resume(fingerprint, names)
 

@@ -258,7 +258,7 @@ def test_layer_prefixes_keep_what_tells_them_apart():
 def test_the_automatic_layer_is_named_in_the_log(caplog):
     caplog.set_level(logging.INFO)
     fit()
-    assert caplog.text.count("GradCAMCallback looks at `net.5`; `target_layer` names another.") == 1
+    assert caplog.text.count("GradCAMCallback looks at `net.5`; give `target_layer` to look at another layer.") == 1
 
 
 def test_class_names_and_normalization_are_found():
