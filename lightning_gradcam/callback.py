@@ -21,7 +21,8 @@ from lightning_gradcam._lightning import Callback, LightningModule, Trainer, loa
 from lightning_gradcam.batch import Batch, Fingerprint, as_samples, default_batch, fixed_batch, shift
 from lightning_gradcam.functional import Observation, observe
 from lightning_gradcam.history import ROWS, Drift, History, Moment, Reading
-from lightning_gradcam.layers import check_layers, find_layer, last_map_layer
+from lightning_gradcam.layers import check_layers, locate
+from lightning_gradcam.layout import Grid, Layout, as_layout
 from lightning_gradcam.methods import SIGNED, Method, as_method
 from lightning_gradcam.metrics.evidence import complaint
 from lightning_gradcam.metrics.localization import region_masks
@@ -45,6 +46,7 @@ class _Probe:
     batch: Batch
     fingerprint: Fingerprint
     layers: dict[str, str]  # the prefix of a layer's keys, and its name
+    layouts: dict[str, Layout]  # by the name of a layer
     regions: dict[str, Tensor]  # masks (n, H, W)
     photos: Tensor
     class_names: Sequence[str] | None
@@ -112,6 +114,8 @@ class GradCAMCallback(Callback):
         every_n_epochs: Look at every so many epochs, at least 1.
         batch_fn: Turns a collated batch, after the transfer hooks, into a :class:`Batch`.
         forward_fn: ``(module, batch) -> output``; by default ``module(batch.images)``.
+        grid: How the output of the named layers lies on the image, where that cannot be told from its shape: ``(h, w)``
+            in cells, the tokens before them being a prefix; or a function ``output -> (n, c, h, w)``.
         drift: What drift is measured against, and when to warn of it.
         display: How pictures look.
         prefix: What every key starts with.
@@ -132,6 +136,7 @@ class GradCAMCallback(Callback):
         every_n_epochs: int = 1,
         batch_fn: Callable[[Any], Batch] = default_batch,
         forward_fn: Callable[[LightningModule, Batch], Any] = default_forward,
+        grid: Grid | Layout | None = None,
         drift: Drift = Drift(),  # noqa: B008  # frozen
         display: Display = Display(),  # noqa: B008  # frozen
         prefix: str = "gradcam",
@@ -152,7 +157,10 @@ class GradCAMCallback(Callback):
             )
         if not isinstance(display, Display):
             raise TypeError(f"`display` must be a `Display`, got {type(display).__name__}")
+        if grid is not None and target_layer is None:
+            raise ValueError("`grid` says how the output of a named layer lies; give `target_layer` as well")
         self.target_layer = check_layers(target_layer)
+        self.grid = None if grid is None else as_layout(grid)
         self.samples = as_samples(samples)
         self.target = as_target(target)
         self.method = as_method(method)
@@ -328,11 +336,10 @@ class GradCAMCallback(Callback):
         try:
             probe = self._probe = self._probe or self._prepare(trainer, pl_module)
             batch = probe.batch.apply(lambda tensor: tensor.to(pl_module.device))
-            layers = dict(find_layer(pl_module, name) for name in probe.layers.values())
+            forward = partial(self._forward, trainer, pl_module)
 
             def look(batch: Batch) -> Observation:
-                forward = partial(self._forward, trainer, pl_module, batch)
-                return observe(pl_module, batch, layers, forward, self.target, self.method)
+                return observe(pl_module, batch, probe.layouts, forward, self.target, self.method)
 
             observation = look(batch)
             shifted = probe.maps(look(shift(batch))) if self.drift.noise_floor else {}
@@ -355,12 +362,14 @@ class GradCAMCallback(Callback):
         if len(candidates) > 1 and not isinstance(self.samples, Dataset):
             rank_zero_info(f"GradCAMCallback takes its samples from the first of {len(candidates)} data loaders.")
         batch, fingerprint = fixed_batch(trainer, pl_module, loader, self.samples, self.batch_fn)
-        if self.target_layer:
-            names = [find_layer(pl_module, layer)[0] for layer in self.target_layer]
-        else:
-            few = batch.first(2).apply(lambda tensor: tensor.to(pl_module.device))
-            names = [last_map_layer(pl_module, partial(self._forward, trainer, pl_module, few))[0]]
-            rank_zero_info(f"GradCAMCallback looks at `{names[0]}`; give `target_layer` to look at another layer.")
+        here = batch.apply(lambda tensor: tensor.to(pl_module.device))
+        forward = partial(self._forward, trainer, pl_module)
+        layouts, reason = locate(pl_module, self.target_layer, self.grid, here, forward, self.target)
+        names = list(layouts)
+        if reason:
+            rank_zero_info(
+                f"GradCAMCallback looks at `{names[0]}`: {reason}. Give `target_layer` to look at another layer."
+            )
 
         self._resume(fingerprint, names)
 
@@ -380,7 +389,7 @@ class GradCAMCallback(Callback):
             rank_zero_info(f"GradCAMCallback: {note}.")
         height, width = batch.images.shape[-2:]
         regions = {name: region_masks(region, (height, width)) for name, region in batch.regions.items()}
-        return _Probe(batch, fingerprint, self._prefixes(names), regions, grey, class_names)
+        return _Probe(batch, fingerprint, self._prefixes(names), layouts, regions, grey, class_names)
 
     def _resume(self, fingerprint: Fingerprint, layers: list[str]) -> None:
         """Go on with the history of the run that is resumed, where its samples and layers are the same."""

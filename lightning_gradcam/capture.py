@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradcam.isolation import eager, evaluating, random_state
+from lightning_gradcam.layout import tensor_in
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Capture:
     Attributes:
         output: Whatever the model returned. It may hold on to the autograd graph above the first layer.
         scores: ``(n,)``, the score of each sample, detached.
-        activations: The output of each layer by its name, ``(n, ...)``, detached.
+        activations: The output of each layer by its name, ``(n, ...)``, detached; of a tuple its first item.
         gradients: The gradient of each sample's score with respect to that output, of the same shape.
     """
 
@@ -35,7 +36,6 @@ def capture(
     layers: Mapping[str, nn.Module],
     forward: Callable[[], Any],
     score: Callable[[Any], Tensor],
-    samples: int,
 ) -> Capture:
     """Read the activations of ``layers`` and the gradients of the score, and leave the model as it was.
 
@@ -49,7 +49,6 @@ def capture(
         layers: Modules to read, by the name that errors shall use.
         forward: Runs the model on the batch once.
         score: Turns the model's output into scores ``(n,)``.
-        samples: The number of samples ``n`` in the batch.
 
     Returns:
         The capture, on the model's device and in the layers' own dtype.
@@ -58,18 +57,10 @@ def capture(
         ValueError: If a layer is not reached exactly once, its output cannot carry a gradient, or the score
             does not depend on it. The message names the layer and what to do.
     """
-
-    def checked_score(output: Any) -> Tensor:
-        scores = score(output)
-        if not isinstance(scores, Tensor) or scores.shape != (samples,):
-            got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise ValueError(f"`target` must give one score a sample, shape ({samples},), got {got}")
-        return scores
-
     with torch.inference_mode(False), eager(), random_state(holder=model), evaluating(model), _taps(layers) as taps:
         with torch.no_grad():
             output = forward()
-            gradients = _gradients(checked_score, output, taps)
+            gradients = _gradients(score, output, taps)
         if gradients is None:
             # A `no_grad` block in the model ended the graph, or a re-entrant checkpoint refuses `autograd.grad`.
             # With the parameters' flags off nothing but the layers collects a gradient from `backward`.
@@ -79,7 +70,7 @@ def capture(
                 parameter.requires_grad_(False)
             with torch.enable_grad():
                 output = forward()
-                gradients = _gradients_by_backward(checked_score, output, taps)
+                gradients = _gradients_by_backward(score, output, taps)
     scores, by_layer = gradients
     return Capture(
         output=output,
@@ -94,13 +85,15 @@ def _taps(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
     """Hook the layers; the lists fill with what each hands out, one tensor a call."""
     taps: dict[str, list[Tensor]] = {name: [] for name in layers}
 
-    def tap(name: str) -> Callable[[nn.Module, Any, Any], Tensor]:
-        def hook(module: nn.Module, args: Any, output: Any) -> Tensor:
-            _check_output(name, module, output)
-            kept = output if output.requires_grad else output.detach().requires_grad_()
+    def tap(name: str) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            tensor = tensor_in(output)
+            _check_output(name, module, tensor)
+            kept = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
             taps[name].append(kept)
             torch.set_grad_enabled(True)
-            return kept.clone()  # an in-place operation after the layer must not reach what was kept
+            handed = kept.clone()  # an in-place operation after the layer must not reach what was kept
+            return handed if tensor is output else (handed, *output[1:])
 
         return hook
 
@@ -181,7 +174,8 @@ def _gradients_by_backward(
         if leaf.grad is None:
             raise ValueError(
                 f"the score does not depend on `target_layer` {name!r}: something after it, such as `.detach()`, "
-                "ends the gradient, or its output is not used; name a layer after that place"
+                "or a re-entrant checkpoint around it, ends the gradient, or its output is not used; name a layer "
+                "after that place"
             )
         gradients[name], leaf.grad = leaf.grad, None
     return scores, gradients

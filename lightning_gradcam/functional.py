@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from lightning_gradcam.batch import Batch
 from lightning_gradcam.capture import capture
-from lightning_gradcam.layers import Layer, check_map, find_layer, last_map_layer
+from lightning_gradcam.layers import Layer, check_layers, find_layer, locate
+from lightning_gradcam.layout import Grid, Layout, as_layout, to_map
 from lightning_gradcam.methods import Method, as_method
-from lightning_gradcam.targets import Prediction, Target, as_target, predict
+from lightning_gradcam.targets import Prediction, Target, as_target, predict, score
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,18 @@ class Observation:
 def observe(
     model: nn.Module,
     batch: Batch,
-    layers: Mapping[str, nn.Module],
-    forward: Callable[[], Any],
+    layouts: Mapping[str, Layout],
+    forward: Callable[[Batch], Any],
     target: Target,
     method: Method,
 ) -> Observation:
-    """Capture ``layers`` on ``batch`` and turn each into a signed map.
+    """Capture layers on a batch and turn each into a signed map.
 
     Args:
         model: The model; it is left as it was.
         batch: The samples, for the target.
-        layers: Modules by name.
-        forward: Runs the model on the batch once.
+        layouts: The layers by their full dotted names, and how the output of each lies on a grid.
+        forward: Runs the model on the batch.
         target: ``(output, batch) -> scores (n,)``.
         method: ``(activations, gradients) -> map (n, h, w)``.
 
@@ -52,11 +53,12 @@ def observe(
         ValueError: See :func:`~lightning_gradcam.capture.capture`; also if a layer gives no spatial map.
     """
     n = len(batch.images)
-    seen = capture(model, layers, forward, lambda output: target(output, batch), n)
+    layers = dict(find_layer(model, name) for name in layouts)
+    seen = capture(model, layers, lambda: forward(batch), lambda output: score(target, output, batch))
     maps = {}
-    for name, activations in seen.activations.items():
-        check_map(name, activations, n)
-        signed = method(activations.float(), seen.gradients[name].float())
+    for name, layout in layouts.items():
+        activations = to_map(name, seen.activations[name], layout, n).float()
+        signed = method(activations, layout(seen.gradients[name]).float())
         if signed.shape != (n, *activations.shape[2:]):
             raise ValueError(
                 f"`method` must give one map a sample, shape {(n, *activations.shape[2:])}, got {tuple(signed.shape)}"
@@ -71,6 +73,7 @@ def gradcam(
     target_layer: Layer | None = None,
     target: str | int | Target = "predicted",
     method: str | Method = "gradcam",
+    grid: Grid | Layout | None = None,
 ) -> Tensor:
     """Grad-CAM of some images, with no Trainer.
 
@@ -80,10 +83,11 @@ def gradcam(
         model: Takes ``images`` and returns logits ``(n, classes)``, or something that has them as ``.logits``,
             ``["logits"]`` or its first item.
         images: ``(n, c, H, W)``, as the model expects them, on its device.
-        target_layer: A dotted name or a module; ``None`` takes the last layer with a spatial map.
+        target_layer: A dotted name or a module; ``None`` chooses one, see :class:`~lightning_gradcam.GradCAMCallback`.
         target: ``"predicted"``, a class index, or a function ``(output, batch) -> scores (n,)``.
         method: ``"gradcam"``, ``"hirescam"``, ``"gradcam++"``, ``"layercam"``, ``"xgradcam"``, or a function
             ``(activations, gradients) -> map (n, h, w)``.
+        grid: How the layer's output lies on the image, see :class:`~lightning_gradcam.GradCAMCallback`.
 
     Returns:
         Signed maps ``(n, h, w)``, float32 on the CPU, at the layer's own resolution. ``map.relu()`` is what the
@@ -93,10 +97,14 @@ def gradcam(
         ValueError: If an argument is not one of these, or the layer gives no map. The message says what to do.
         TypeError: If an argument is of another type.
     """
-    score, compute = as_target(target), as_method(method)
+    ask, compute = as_target(target), as_method(method)
     batch = Batch(images)
-    if target_layer is None:
-        name, layer = last_map_layer(model, lambda: model(images[:2].clone()))
-    else:
-        name, layer = find_layer(model, target_layer)
-    return observe(model, batch, {name: layer}, lambda: model(images.clone()), score, compute).maps[name]
+
+    def forward(batch: Batch) -> Any:
+        return model(batch.images.clone())
+
+    layer = () if target_layer is None else check_layers([target_layer])
+    layout = None if grid is None else as_layout(grid)
+    layouts, _ = locate(model, layer, layout, batch, forward, ask)
+    (signed,) = observe(model, batch, layouts, forward, ask, compute).maps.values()
+    return signed

@@ -74,6 +74,15 @@ def class_score(output: Any, batch: Batch, *, index: int) -> Tensor:
     return scores[:, 0] * (2 * index - 1) if scores.shape[1] == 1 else scores[:, index]
 
 
+def score(target: Target, output: Any, batch: Batch) -> Tensor:
+    """The target's score of each sample, ``(n,)``; raise a ``ValueError`` where it gives anything else."""
+    scores, samples = target(output, batch), len(batch.images)
+    if not isinstance(scores, Tensor) or scores.shape != (samples,):
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"`target` must give one score a sample, shape ({samples},), got {got}")
+    return scores
+
+
 TARGETS: dict[str, Target] = {"label": label, "predicted": predicted}
 
 

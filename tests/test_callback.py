@@ -146,7 +146,8 @@ def test_sanity_check_runs_everything_and_logs_nothing():
     callback, logger = GradCAMCallback("net.4", samples=2, forward_fn=forward), Recorder()
     run = trainer(callback, logger=logger, max_epochs=1)
     run.fit(TinyModule(), loader(), loader())
-    assert calls == [True, True, False, False, False, False]  # each time also on the shifted images
+    # Once to find the layer's grid; then each time also on the shifted images.
+    assert calls == [True, True, True, False, False, False, False]
     assert len(logger.steps("gradcam/strength")) == 2
 
 
@@ -178,7 +179,7 @@ def test_fast_dev_run_leaves_nothing_on_disk():
     trainer(GradCAMCallback(forward_fn=forward, target_layer="net.4"), fast_dev_run=True, logger=True).fit(
         TinyModule(), loader(), loader()
     )
-    assert len(calls) == 2 * 2
+    assert len(calls) == 1 + 2 * 2
     assert list(Path().iterdir()) == []
 
 
@@ -258,7 +259,11 @@ def test_layer_prefixes_keep_what_tells_them_apart():
 def test_the_automatic_layer_is_named_in_the_log(caplog):
     caplog.set_level(logging.INFO)
     fit()
-    assert caplog.text.count("GradCAMCallback looks at `net.5`; give `target_layer` to look at another layer.") == 1
+    message = (
+        "GradCAMCallback looks at `net.5`: 8 x 8 cells, the last layer that all paths from the image to the score "
+        "cross. Give `target_layer` to look at another layer."
+    )
+    assert caplog.text.count(message) == 1
 
 
 def test_class_names_and_normalization_are_found():
@@ -480,6 +485,8 @@ class NoForward(pl.LightningModule):
         ({"samples": 0}, ValueError, "`samples` must be at least 1, got 0"),
         ({"target": "class"}, ValueError, "`target` must be one of"),
         ({"method": "cam"}, ValueError, "`method` must be one of"),
+        ({"grid": (4, 4)}, ValueError, "`grid` says how the output of a named layer lies; give `target_layer` as well"),
+        ({"target_layer": "net.4", "grid": 4}, ValueError, r"`grid` must be \(h, w\) in cells or a function"),
         ({"target_layer": 4}, TypeError, "`target_layer` must be a name, a module or a sequence of these, got 4"),
     ],
 )
@@ -495,8 +502,9 @@ def test_errors_at_construction(arguments, error, message):
         ({"target_layer": "net.layer4"}, "`target_layer` 'net.layer4' is not a layer of TinyModule; the closest names"),
         ({"target_layer": nn.ReLU()}, "`target_layer` ReLU is not a part of TinyModule"),
         ({"target_layer": "spare"}, "`target_layer` 'spare' was not reached by the forward pass"),
-        ({"target_layer": "net.6"}, r"`target_layer` 'net.6' hands out \(4, 8, 1, 1\), expected a spatial map"),
-        ({"target_layer": "net.8"}, r"`target_layer` 'net.8' hands out \(4, 3\), expected a spatial map"),
+        ({"target_layer": "net.6"}, r"`target_layer` 'net.6' hands out \(4, 8, 1, 1\); expected maps or tokens of 4"),
+        ({"target_layer": "net.8"}, r"`target_layer` 'net.8' hands out \(4, 3\); expected maps or tokens of 4"),
+        ({"target_layer": "net.4", "grid": (4, 4)}, r"`grid` \(4, 4\) does not fit the layer's output \(4, 8, 8, 8\)"),
         ({"batch_fn": lambda batch: Batch(batch[0])}, '`target="label"` needs labels and the batch has none'),
         ({"batch_fn": lambda batch: Batch(batch[0], batch[1] + 3)}, "label 3 is outside the model's 3 classes, 0 to 2"),
         ({"target": 3}, "`target` 3 is outside the model's 3 classes"),

@@ -81,7 +81,7 @@ def test_several_layers_in_one_pass_equal_separate_passes():
 
     def run(*layers):
         found = {name: model.get_submodule(name) for name in layers}
-        return capture(model, found, lambda: model(images), lambda output: output[:, 0], 2)
+        return capture(model, found, lambda: model(images), lambda output: output[:, 0])
 
     together = run(*names)
     for name in names:
@@ -285,6 +285,11 @@ def test_leaves_no_trace_after_an_exception(error, place, wrapper):
 # What is refused
 
 
+class Mapping(nn.Module):
+    def forward(self, features):
+        return {"features": features}
+
+
 class Odd(nn.Module):
     """Uses its layer in a way that ``what`` names."""
 
@@ -292,7 +297,7 @@ class Odd(nn.Module):
         super().__init__()
         self.layer = nn.Conv2d(3, 4, 3, padding=1)
         self.unused = nn.Conv2d(3, 4, 3)
-        self.tuple = nn.LSTM(4, 4, batch_first=True)
+        self.mapping = Mapping()
         self.what = what
 
     def forward(self, images):
@@ -304,8 +309,8 @@ class Odd(nn.Module):
             features = features + self.layer(images)
         if self.what == "detach":
             features = features.detach()
-        if self.what == "tuple":
-            features = self.tuple(features.flatten(2).transpose(1, 2))[0].transpose(1, 2)[..., None]
+        if self.what == "mapping":
+            features = self.mapping(features)["features"]
         return features.mean((2, 3))
 
 
@@ -316,7 +321,7 @@ class Odd(nn.Module):
         ("twice", "layer", "'layer' was called 2 times in one forward pass.*name its parent"),
         ("detach", "layer", r"does not depend on `target_layer` 'layer'.*`\.detach\(\)`.*name a layer after"),
         ("inference", "layer", "'layer' .Conv2d. runs in inference mode; replace"),
-        ("tuple", "tuple", "'tuple' .LSTM. returns a tuple, not a tensor; name a module inside it"),
+        ("mapping", "mapping", "'mapping' .Mapping. returns a dict, not a tensor; name a module inside it"),
     ],
 )
 def test_refuses_in_words(what, layer, message):

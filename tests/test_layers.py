@@ -1,12 +1,17 @@
 """Names to modules, and the automatic choice on every kind of torchvision CNN."""
 
 import pytest
+import timm
 import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
 import torchvision
+import transformers
 from torch import nn
 
-from lightning_gradcam import gradcam
-from lightning_gradcam.layers import check_layers, find_layer, last_map_layer
+from lightning_gradcam import Batch, gradcam
+from lightning_gradcam.layers import check_layers, choose_layer, find_layer, locate
+from lightning_gradcam.targets import predicted
 
 
 class Wrapper(nn.Module):
@@ -94,7 +99,7 @@ def test_refuses_what_names_no_layer(layers, error, message):
         check_layers(layers)
 
 
-AUTOMATIC = {
+CNNS = {
     "alexnet": "features",
     "convnext_tiny": "features",
     "densenet121": "features",
@@ -107,36 +112,257 @@ AUTOMATIC = {
     "regnet_y_400mf": "trunk_output",
     "resnet18": "layer4",
     "shufflenet_v2_x0_5": "conv5",
-    "squeezenet1_1": "classifier.2",
+    "squeezenet1_1": "features",
     "vgg11": "features",
 }
 
 
-@pytest.mark.parametrize("name", AUTOMATIC)
-def test_automatic_choice(name):
+def choose(model, images, target=predicted):
+    name, layout, reason = choose_layer(model, Batch(images), lambda batch: model(batch.images), target)
+    return name, layout, reason
+
+
+@pytest.mark.parametrize("name", CNNS)
+def test_chooses_in_every_kind_of_torchvision_cnn(name):
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(name, weights=None, num_classes=10, **options)
-    images = torch.rand(1, 3, 160, 160) if name == "inception_v3" else torch.rand(1, 3, 96, 96)
-    training = [module.training for module in model.modules()]
-    found, _ = last_map_layer(Wrapper(model), lambda: model(images))
-    assert found == f"model.{AUTOMATIC[name]}"
-    assert [module.training for module in model.modules()] == training
-    assert not any(module._forward_hooks for module in model.modules())
-    assert torch.equal(gradcam(model, images, target=1), gradcam(model, images, AUTOMATIC[name], target=1))
+    images = torch.rand(2, 3, 160, 160) if name == "inception_v3" else torch.rand(2, 3, 96, 96)
+    found, _, reason = choose(Wrapper(model), images)
+    assert found == f"model.{CNNS[name]}"
+    assert "the last layer that all paths from the image to the score cross" in reason
+    assert torch.equal(gradcam(model, images, target=1), gradcam(model, images, CNNS[name], target=1))
 
 
-def test_no_map_no_guess():
-    with pytest.raises(
-        ValueError, match=r'no layer of Sequential that hands out a map.*name one by `target_layer="..."`'
-    ):
+TRANSFORMERS = {
+    "vit": (
+        lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, num_classes=5),
+        64,
+        "blocks.2.norm1",
+    ),
+    "vit with registers": (
+        lambda: timm.create_model("vit_small_patch14_reg4_dinov2", img_size=56, depth=2, num_classes=5),
+        56,
+        "blocks.1.norm1",
+    ),
+    "vit that averages": (
+        lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=5, global_pool="avg"),
+        64,
+        "blocks.1",
+    ),
+    "deit with a distillation token": (
+        lambda: timm.create_model("deit_tiny_distilled_patch16_224", img_size=64, depth=2, num_classes=5),
+        64,
+        "blocks.1.norm1",
+    ),
+    "beit": (
+        lambda: timm.create_model("beit_base_patch16_224", img_size=64, depth=2, embed_dim=48, num_heads=3),
+        64,
+        "blocks.1",
+    ),
+    "swin": (
+        lambda: timm.create_model(
+            "swin_tiny_patch4_window7_224", img_size=64, window_size=4, depths=(1, 1, 2), embed_dim=24, num_classes=5
+        ),
+        64,
+        "norm",
+    ),
+    "swin of torchvision": (
+        lambda: torchvision.models.SwinTransformer([4, 4], 24, [1, 2], [2, 4], [4, 4], num_classes=5),
+        64,
+        "norm",
+    ),
+    "convnext": (
+        lambda: timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), num_classes=5),
+        64,
+        "stages[-1]",
+    ),
+    "maxvit": (lambda: timm.create_model("maxvit_rmlp_pico_rw_256", img_size=128, num_classes=5), 128, "norm"),
+    "mobilevit": (lambda: timm.create_model("mobilevit_xxs", num_classes=5), 64, "final_conv"),
+    "efficientnet": (lambda: timm.create_model("efficientnet_lite0", num_classes=5), 64, "bn2"),
+    "inception": (lambda: timm.create_model("inception_v3", num_classes=5), 128, "Mixed_7c"),
+    "densenet": (lambda: timm.create_model("densenet121", num_classes=5), 64, "features.norm5"),
+    "hrnet": (lambda: timm.create_model("hrnet_w18_small", num_classes=5), 64, "final_layer"),
+    "hugging face vit": (
+        lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**HUGGING_FACE)),
+        64,
+        "vit.layers[-1].layernorm_before",
+    ),
+    "hugging face dinov2": (
+        lambda: transformers.Dinov2ForImageClassification(transformers.Dinov2Config(patch_size=8, **HUGGING_FACE)),
+        64,
+        "dinov2.layernorm",
+    ),
+    "hugging face swin": (
+        lambda: transformers.SwinForImageClassification(
+            transformers.SwinConfig(image_size=64, embed_dim=24, depths=[1, 2], num_heads=[2, 4], window_size=4)
+        ),
+        64,
+        "swin.layernorm",
+    ),
+}
+HUGGING_FACE = {
+    "image_size": 64,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 96,
+}
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_the_automatic_map_is_that_of_the_layer_an_expert_names(kind):
+    build, side, named = TRANSFORMERS[kind]
+    torch.manual_seed(0)
+    model, images = build(), torch.rand(2, 3, side, side)
+    ours = gradcam(model, images)
+    assert (ours != 0).any()
+    assert ours.shape[1] * ours.shape[2] > 1
+    assert torch.equal(ours, gradcam(model, images, named))
+
+
+def test_a_head_that_starts_at_zero_hides_nothing():
+    model = torchvision.models.VisionTransformer(32, 8, 2, 2, 8, 16, num_classes=3).eval()
+    assert not model.heads.head.weight.any()
+    assert choose(model, torch.rand(2, 3, 32, 32))[0] == "encoder.layers.encoder_layer_1.ln_1"
+
+
+class Net(nn.Module):
+    """A stem, then what ``build`` and ``run`` make of it."""
+
+    def __init__(self, run, **layers):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU())
+        self.run = run
+        self.head = nn.Linear(4, 2)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, images):
+        return self.run(self, images)
+
+
+def test_parallel_branches():
+    def run(net, images):
+        coarse = net.coarse(F.avg_pool2d(images, 2))
+        return net.head(net.fine(images).mean((2, 3)) + coarse.mean((2, 3)))
+
+    model = Net(run, fine=nn.Conv2d(3, 4, 2, 2), coarse=nn.Conv2d(3, 4, 4, 4))
+    name, _, reason = choose(model, torch.rand(2, 3, 32, 32))
+    assert name == "coarse"
+    assert reason == "4 x 4 cells, the last layer of the smallest grid, since branches run side by side"
+
+
+def test_branches_behind_a_common_stem():
+    def run(net, images):
+        features = net.stem(images)
+        return net.head(net.coarse(features).mean((2, 3)) + features.mean((2, 3)))
+
+    model = Net(run, coarse=nn.Conv2d(4, 4, 2, 2))
+    assert choose(model, torch.rand(2, 3, 32, 32))[0] == "coarse"
+
+
+def test_a_skip_around_a_layer_rules_it_out():
+    def run(net, images):
+        features = net.stem(images)
+        return net.head((features + net.branch(features)).mean((2, 3)))
+
+    model = Net(run, branch=nn.Conv2d(4, 4, 1))
+    assert choose(model, torch.rand(2, 3, 32, 32))[0] == "stem"
+
+
+def test_of_the_same_tensor_the_outermost_and_of_reordered_ones_the_first():
+    model = nn.Sequential(
+        nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU()), nn.Identity()),
+        torchvision.ops.Permute([0, 2, 3, 1]),
+        torchvision.ops.Permute([0, 3, 1, 2]),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
+    assert choose(model, torch.rand(2, 3, 32, 32))[0] == "0"
+
+
+def test_layers_called_twice_adaptive_pools_and_maps_of_one_class_are_passed_over():
+    def run(net, images):
+        features = net.stem(images)
+        for _ in range(2):
+            features = net.again(features)
+        return F.adaptive_avg_pool2d(net.classes(net.pool(features)), 1).flatten(1)
+
+    model = Net(run, again=nn.Conv2d(4, 4, 1), pool=nn.AdaptiveAvgPool2d(6), classes=nn.Conv2d(4, 2, 1))
+    assert choose(model, torch.rand(2, 3, 32, 32))[0] == "stem"
+
+
+def test_a_frozen_backbone_under_no_grad():
+    def run(net, images):
+        with torch.no_grad():
+            features = net.stem(images)
+        return net.head(features.mean((2, 3)))
+
+    model = Net(run).requires_grad_(False)
+    assert choose(model, torch.rand(2, 3, 32, 32))[0] == "stem"
+    assert torch.equal(gradcam(model, torch.ones(2, 3, 32, 32)), gradcam(model, torch.ones(2, 3, 32, 32), "stem"))
+
+
+def test_image_and_text():
+    def run(net, images):
+        words = net.words(torch.arange(9).expand(len(images), 9))  # (n, 9, c): 3 x 3 cells, by chance
+        return net.head(net.stem(images).mean((2, 3)) * words.mean(1))
+
+    assert choose(Net(run, words=nn.Embedding(9, 4)), torch.rand(2, 3, 24, 24))[0] == "stem"
+
+
+def test_leaves_the_model_and_the_random_state_as_they_were():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.append(nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator())
+    choose(model, images)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [parameter.requires_grad for parameter in model.parameters()] == [False, False, True, True, True, True]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not images.requires_grad
+
+
+@pytest.mark.parametrize(("side", "samples"), [(16, 2), (1100, 1)])
+def test_of_large_images_one_is_enough(side, samples):
+    seen = []
+    model = nn.Sequential(nn.Conv2d(1, 4, 16, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    batch = Batch(torch.rand(4, 1, side, 2 * side))
+
+    def forward(batch):
+        seen.append(len(batch.images))
+        return model(batch.images)
+
+    locate(model, (), None, batch, forward, predicted)
+    assert seen == [samples]
+
+
+def test_no_layer_no_guess():
+    message = r'no layer of Sequential was found that lies on a grid.*name one by `target_layer="..."`'
+    with pytest.raises(ValueError, match=message):
         gradcam(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), torch.rand(1, 3, 4, 4))
-    transformer = torchvision.models.VisionTransformer(32, 8, 1, 2, 8, 16, num_classes=2)
-    with pytest.raises(ValueError, match="no layer of VisionTransformer that hands out a map"):
-        gradcam(transformer, torch.rand(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="no layer of Net was found"):
+        gradcam(Net(lambda net, images: net.head(net.stem(images).mean((2, 3)).detach())), torch.rand(1, 3, 8, 8))
+
+
+def test_a_reentrant_checkpoint_asks_for_a_name():
+    def run(net, images, reentrant=True):
+        pooled = net.stem(images).mean((2, 3))
+        return torch.utils.checkpoint.checkpoint(net.head, pooled, use_reentrant=reentrant)
+
+    with pytest.raises(ValueError, match=r"re-entrant checkpoint hides.*name a layer by `target_layer"):
+        choose(Net(run), torch.rand(2, 3, 8, 8))
+    model = Net(lambda net, images: run(net, images, reentrant=False))
+    assert choose(model, torch.rand(2, 3, 8, 8))[0] == "stem"
 
 
 def test_layer_without_a_spatial_map():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     for layer, shape in (("1", r"\(1, 4, 1, 1\)"), ("2", r"\(1, 4\)")):
-        with pytest.raises(ValueError, match=rf"`target_layer` '{layer}' hands out {shape}, expected a spatial map"):
+        with pytest.raises(ValueError, match=rf"`target_layer` '{layer}' hands out {shape}; expected maps or tokens"):
             gradcam(model, torch.rand(1, 3, 8, 8), layer, 0)

@@ -1,0 +1,119 @@
+"""A layer's output to maps: which of its axes are cells of a grid on the image, and which are channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+from torch import Tensor
+
+Layout = Callable[[Tensor], Tensor]
+Grid = tuple[int, int]
+
+
+def tensor_in(output: Any) -> Any:
+    """What a module's output is about: the first item of a tuple, as of a block that also returns its attention."""
+    return output[0] if type(output) is tuple and output else output
+
+
+def channels_first(output: Tensor) -> Tensor:
+    """``(n, c, h, w)`` as it is."""
+    return output
+
+
+def channels_last(output: Tensor) -> Tensor:
+    """``(n, h, w, c)`` to ``(n, c, h, w)``."""
+    return output.movedim(3, 1)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """``(n, prefix + h * w, c)`` to ``(n, c, h, w)``; class, distillation and register tokens come first."""
+
+    h: int
+    w: int
+
+    def __call__(self, output: Tensor) -> Tensor:
+        prefix = output.shape[1] - self.h * self.w
+        return output[:, prefix:].transpose(1, 2).unflatten(2, (self.h, self.w))
+
+
+def infer(shape: Sequence[int], image: Grid, seen: Collection[Grid]) -> tuple[Layout, Grid] | None:
+    """Find the layout of an output from its shape alone.
+
+    A grid is one that the model has handed out, or the image in square patches of some size. Only the former tells
+    how many tokens are prefix.
+
+    Args:
+        shape: Of the output, ``(n, ...)``.
+        image: Its height and width.
+        seen: The grids of what convolutions and poolings have handed out, and of tokens without a prefix.
+
+    Returns:
+        The layout and the grid; ``None`` where there is no grid of more than one cell.
+    """
+    if len(shape) == 4:
+        for layout, (h, w) in ((channels_first, shape[2:]), (channels_last, shape[1:3])):
+            if h * w > 1 and ((h, w) in seen or (h, w) in _patches(image)):
+                return layout, (h, w)
+    if len(shape) == 3:
+        fits = [grid for grid in (*seen, *_patches(image)) if math.prod(grid) == shape[1]]
+        fits = fits or [grid for grid in seen if math.prod(grid) < shape[1]]
+        h, w = max(fits, key=math.prod, default=(1, 1))
+        if h * w > 1:
+            return Tokens(h, w), (h, w)
+    return None
+
+
+@cache
+def _patches(image: Grid) -> set[Grid]:
+    """The grids of an image in square patches of any size, with and without a last patch that it fills in part."""
+    height, width = image
+    sizes = range(1, max(image) + 1)
+    return {(height // k, width // k) for k in sizes} | {(-(-height // k), -(-width // k)) for k in sizes}
+
+
+def as_layout(grid: Grid | Layout) -> Layout:
+    """Turn the ``grid`` argument into a layout; raise a ``ValueError`` where it is none."""
+    if callable(grid):
+        return grid
+    whole = isinstance(grid, (tuple, list)) and all(type(side) is int and side > 0 for side in grid)
+    if not whole or len(grid) != 2:
+        raise ValueError(f"`grid` must be (h, w) in cells or a function `output -> (n, c, h, w)`, got {grid!r}")
+    return partial(_on, h=grid[0], w=grid[1])
+
+
+def _on(output: Tensor, *, h: int, w: int) -> Tensor:
+    """The map of an output whose grid the user gave."""
+    shape = tuple(output.shape)
+    if shape[2:] == (h, w):
+        return output
+    if len(shape) == 4 and shape[1:3] == (h, w):
+        return channels_last(output)
+    if len(shape) == 3 and shape[1] >= h * w:
+        return Tokens(h, w)(output)
+    raise ValueError(
+        f"`grid` {(h, w)} does not fit the layer's output {shape}; expected (n, c, {h}, {w}), (n, {h}, {w}, c) or "
+        f"(n, prefix + {h * w}, c)"
+    )
+
+
+def to_map(name: str, output: Tensor, layout: Layout, samples: int) -> Tensor:
+    """Bring the output of a layer into the form ``(n, c, h, w)``.
+
+    Raises:
+        ValueError: If it has no grid of more than one cell; the message names the layer and shows the shapes.
+    """
+    shape: Any = tuple(output.shape)
+    cells = layout(output)
+    got: Any = tuple(cells.shape) if isinstance(cells, Tensor) else type(cells).__name__
+    if not isinstance(cells, Tensor) or len(got) != 4 or got[0] != samples or got[2] * got[3] < 2:
+        as_read = "" if got == shape else f", which the grid turns into {got}"
+        raise ValueError(
+            f"`target_layer` {name!r} hands out {shape}{as_read}; expected maps or tokens of {samples} samples on a "
+            "grid of more than one cell. Name another layer, or say by `grid=(h, w)` how its tokens lie"
+        )
+    return cells
