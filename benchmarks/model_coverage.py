@@ -1,0 +1,236 @@
+"""Which layer is chosen where none is named, on every classifier of torchvision, timm and transformers.
+
+All classifiers of torchvision, the smallest model of every module of timm, and every image classifier of transformers
+from its default config, with random weights. Two random images go through each; a head that starts at zero is drawn
+anew, since it would hide everything. Shown are the layer and its grid; whether the gradient there is finite, not zero
+and the map not empty for both images; what choosing cost, in forwards of the two images without gradients; and, where
+``community_layers.csv`` names a layer that people use, whether the map there is the same.
+
+    python benchmarks/model_coverage.py                       # all, to docs/model_coverage.md
+    python benchmarks/model_coverage.py --only timm --match vit
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from lightning_gradcam import Batch, gradcam
+from lightning_gradcam.capture import capture
+from lightning_gradcam.layers import find_layer, locate
+from lightning_gradcam.targets import predicted
+
+HERE = Path(__file__).parent
+# Image classifiers of transformers that are not tried: by kind or class.
+LEFT_OUT = {
+    "dinat": "needs the package natten, of which PyPI has no wheel for CPUs",
+    "imagegpt": "takes colour clusters, not images",
+    "shieldgemma2": "is a language model",
+    "siglip2": "takes patches that are cut outside the model",
+    "timm_wrapper": "is a model of timm",
+    "PerceiverForImageClassificationFourier": "does not build from its default config",
+    "PerceiverForImageClassificationConvProcessing": "does not build from its default config",
+}
+
+Model = tuple[str, Callable[[], tuple[nn.Module, int]]]  # a name, and what builds it and knows its images' side
+
+
+def torchvision_models() -> Iterator[Model]:
+    def build(name: str) -> tuple[nn.Module, int]:
+        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        side = 299 if name == "inception_v3" else 224
+        return torchvision.models.get_model(name, weights=None, **options), side
+
+    for name in torchvision.models.list_models(module=torchvision.models):
+        yield name, partial(build, name)
+
+
+def timm_models(more: set[str]) -> Iterator[Model]:
+    """The smallest model of every module, and those in ``more``."""
+    import timm
+
+    def parameters(name: str) -> int:
+        with torch.device("meta"):
+            try:
+                return sum(parameter.numel() for parameter in timm.create_model(name).parameters())
+            except (RuntimeError, NotImplementedError):  # a constructor that computes with values
+                return 10**12
+
+    def build(name: str) -> tuple[nn.Module, int]:
+        side = timm.get_pretrained_cfg(name).input_size[-1]
+        if side > 256:
+            with suppress(TypeError):  # most transformers take any side, to save time
+                return timm.create_model(name, img_size=224), 224
+        return timm.create_model(name), side
+
+    for module in timm.list_modules():
+        names = timm.list_models(module=module)
+        for name in sorted({min(names, key=parameters)} | (more & set(names))):
+            yield name, partial(build, name)
+
+
+def transformers_models() -> Iterator[Model]:
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSES
+
+    def build(name: str) -> tuple[nn.Module, int]:
+        model_class = getattr(transformers, name)
+        config = model_class.config_class()
+        side = getattr(config, "image_size", None) or 224
+        return model_class(config), side if isinstance(side, int) else side[0]
+
+    for kind, names in CLASSES.items():
+        for name in (names,) if isinstance(names, str) else names:
+            if kind not in LEFT_OUT and name not in LEFT_OUT:
+                yield name, partial(build, name)
+
+
+def wake(model: nn.Module) -> None:
+    """Draw heads anew that start at zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.normal_(module.weight, std=0.02)
+
+
+@torch.no_grad()
+def seconds_of_forward(model: nn.Module, images: Tensor) -> float:
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        model(images)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def score(output: Any, batch: Batch) -> Tensor:
+    """The logit of the predicted class; PP-LCNet of transformers hands out its logits under another name."""
+    return predicted(getattr(output, "last_hidden_state", output) if not hasattr(output, "logits") else output, batch)
+
+
+def close(maps: Tensor, others: Tensor) -> bool:
+    """Whether two layers hand out the same tensor: equal up to rounding, since it may lie in memory in another way."""
+    return maps.shape == others.shape and bool(torch.allclose(maps, others, rtol=1e-4, atol=1e-5 * maps.abs().max()))
+
+
+def look(build: Callable[[], tuple[nn.Module, int]], named: list[str]) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model, side = build()
+    wake(model.eval())
+    images = torch.randn(2, 3, side, side)
+    batch = Batch(images)
+
+    def forward(batch: Batch) -> Any:
+        return model(batch.images)
+
+    cost = seconds_of_forward(model, images)
+    started = time.perf_counter()
+    layouts, _ = locate(model, (), None, batch, forward, score)
+    cost = (time.perf_counter() - started) / cost
+    ((name, layout),) = layouts.items()
+    layers = dict([find_layer(model, name)])
+    seen = capture(model, layers, lambda: forward(batch), lambda output: score(output, batch))
+    gradient = seen.gradients[name].flatten(1)
+    h, w = layout(seen.gradients[name]).shape[2:]
+    maps = gradcam(model, images, name, score)
+    row = {
+        "layer": name,
+        "grid": f"{h} x {w}",
+        "finite": bool(gradient.isfinite().all()),
+        "alive": bool((gradient != 0).any(1).all()),
+        "not empty": bool((maps != 0).flatten(1).any(1).all()),
+        "cost": cost,
+    }
+    if named:
+        same = [layer for layer in named if close(gradcam(model, images, layer, score), maps)]
+        row["community"] = named[0] if not same else same[0]
+        row["same"] = "yes" if named[0] in same else "as others" if same else "no"
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["torchvision", "timm", "transformers"])
+    parser.add_argument("--match", default="", help="only models with this in their name")
+    parser.add_argument("--markdown", type=Path, help="where to write the table")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+
+    with open(HERE / "community_layers.csv", newline="") as file:
+        community = {
+            (row["library"], row["model"]): [row["layer"], *filter(None, row["also"].split(";"))]
+            for row in csv.DictReader(file)
+        }
+    models = {
+        "torchvision": torchvision_models,
+        "timm": lambda: timm_models({name for library, name in community if library == "timm"}),
+        "transformers": transformers_models,
+    }
+    rows = []
+    for library, find in models.items():
+        for name, build in find() if args.only in (None, library) else ():
+            if args.match not in name:
+                continue
+            try:
+                row = look(build, community.get((library, name), []))
+            except Exception as error:
+                row = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+            rows.append({"library": library, "model": name, **row})
+            print(*rows[-1].values(), flush=True)
+            gc.collect()
+    text = summary(rows)
+    print(text)
+    if args.markdown:
+        args.markdown.write_text(text)
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Counts, the rows that differ from what people use, and all rows, in markdown."""
+    checks = ("finite", "alive", "not empty")
+    lines = [
+        "| library | models | run | finite | alive | not empty | choosing, in forwards (median) |",
+        "|---" * 7 + "|",
+    ]
+    for library in dict.fromkeys(row["library"] for row in rows):
+        tried = [row for row in rows if row["library"] == library]
+        run = [row for row in tried if "error" not in row]
+        counts = [sum(row[check] for row in run) for check in checks]
+        cost = median(row["cost"] for row in run) if run else float("nan")
+        lines.append("| " + " | ".join(map(str, [library, len(tried), len(run), *counts, f"{cost:.1f}"])) + " |")
+    compared = [row for row in rows if "same" in row]
+    if compared:
+        same = sum(row["same"] == "yes" for row in compared)
+        others = sum(row["same"] == "as others" for row in compared)
+        lines += [
+            "",
+            f"Of {len(compared)} models for which somebody names a layer, it is the same tensor for {same}, and for "
+            f"{others} more that of other sources.",
+        ]
+    lines += ["", "| library | model | layer | grid | " + " | ".join(checks) + " | people use |", "|---" * 8 + "|"]
+    for row in rows:
+        if "error" in row:
+            cells = [row["library"], row["model"], row["error"], *[""] * 5]
+        else:
+            marks = ["yes" if row[check] else "**no**" for check in checks]
+            used = {"yes": "this", "as others": "this, or others"}.get(row.get("same", ""), row.get("community", ""))
+            cells = [row["library"], row["model"], f"`{row['layer']}`", row["grid"], *marks, used]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
