@@ -5,6 +5,16 @@ from lightning_gradcam.callback import GradCAMCallback
 from lightning_gradcam.functional import gradcam
 from lightning_gradcam.history import Drift
 from lightning_gradcam.picture.display import Display
+from lightning_gradcam.targets import DetectionTarget, SegmentationTarget
 
-__all__ = ["Batch", "Display", "Drift", "GradCAMCallback", "balanced", "gradcam"]
+__all__ = [
+    "Batch",
+    "DetectionTarget",
+    "Display",
+    "Drift",
+    "GradCAMCallback",
+    "SegmentationTarget",
+    "balanced",
+    "gradcam",
+]
 __version__ = "0.1.0"

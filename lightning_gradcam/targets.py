@@ -9,9 +9,11 @@ from numbers import Integral
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_gradcam.batch import Batch
+from lightning_gradcam.batch import Batch, structure
+from lightning_gradcam.metrics.localization import region_masks
 
 Target = Callable[[Any, Batch], Tensor]
 
@@ -27,12 +29,7 @@ def logits(output: Any, samples: int) -> Tensor:
     Raises:
         ValueError: If there are none; the message says to pass a function as target.
     """
-    found = output
-    if isinstance(found, (tuple, list)) and found and not hasattr(found, "logits"):
-        found = found[0]
-    if isinstance(found, Mapping) and "logits" in found:
-        found = found["logits"]
-    found = getattr(found, "logits", found)
+    found = _logits_in(output)
     if isinstance(found, Tensor) and found.ndim < 2 and found.numel() and found.numel() % samples == 0:
         found = found.reshape(samples, -1)
     if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != samples:
@@ -42,6 +39,14 @@ def logits(output: Any, samples: int) -> Tensor:
             "pass a function `(output, batch) -> scores (n,)` as `target`"
         )
     return found
+
+
+def _logits_in(output: Any) -> Any:
+    if isinstance(output, (tuple, list)) and output and not hasattr(output, "logits"):
+        output = output[0]
+    if isinstance(output, Mapping) and "logits" in output:
+        output = output["logits"]
+    return getattr(output, "logits", output)
 
 
 def label(output: Any, batch: Batch) -> Tensor:
@@ -72,6 +77,95 @@ def class_score(output: Any, batch: Batch, *, index: int) -> Tensor:
     if index >= classes:
         raise ValueError(f"`target` {index} is outside the model's {classes} classes, 0 to {classes - 1}")
     return scores[:, 0] * (2 * index - 1) if scores.shape[1] == 1 else scores[:, index]
+
+
+@dataclass(frozen=True)
+class SegmentationTarget:
+    """The mean logit of one class over a part of each image, ``(n,)``: for semantic segmentation.
+
+    The model's output is ``(n, classes, H', W')``, at any resolution, or has this as ``["out"]``, ``.logits`` or
+    ``["logits"]``. With a single output channel its logit is that of class 1, and its negative of class 0.
+
+    Attributes:
+        index: The class, counted from 0.
+        region: The region of the batch to take the mean over, in every epoch the same. ``None``: the pixels that the
+            model itself gives to the class. Where there are none the score is 0 and the map empty.
+
+    Source: Vinogradova et al. 2020, arXiv 2002.11434, equation 2, divided by the number of pixels.
+    """
+
+    index: int
+    region: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_index(self.index)
+
+    def __call__(self, output: Any, batch: Batch) -> Tensor:
+        """Score an output; raise a ``ValueError`` where it holds no such logits or the batch no such region."""
+        pixels = output["out"] if isinstance(output, Mapping) and "out" in output else _logits_in(output)
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or len(pixels) != len(batch.images):
+            got = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(output).__name__
+            raise ValueError(f"no logits (n, classes, H, W) in the model's output, got {got}")
+        if pixels.shape[1] == 1:
+            pixels = torch.cat([-pixels, pixels], 1)
+        if self.index >= pixels.shape[1]:
+            raise ValueError(f"`index` {self.index} is outside the model's {pixels.shape[1]} classes")
+        if self.region is None:
+            mask = (pixels.argmax(1) == self.index).to(pixels.dtype)
+        else:
+            mask = region_masks(_region(batch, self.region), (batch.images.shape[2], batch.images.shape[3]))
+            mask = F.interpolate(mask[:, None], pixels.shape[2:], mode="area")[:, 0]
+        return (pixels[:, self.index] * mask).sum((1, 2)) / mask.sum((1, 2)).clamp_min(1e-6)
+
+
+@dataclass(frozen=True)
+class DetectionTarget:
+    """The summed scores of the boxes of one class, ``(n,)``: for object detection.
+
+    The model's output is that of torchvision's detectors in eval mode: for every image a mapping with ``"boxes"``
+    ``(k, 4)``, ``"labels"`` and ``"scores"``, both ``(k,)``.
+
+    Attributes:
+        index: The class, as in ``"labels"``.
+        region: The region of the batch, given as boxes, that a box must overlap by half (intersection over union).
+            ``None``: all boxes of the class count. Where there are none the score is 0 and the map empty.
+    """
+
+    index: int
+    region: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_index(self.index)
+
+    def __call__(self, output: Any, batch: Batch) -> Tensor:
+        """Score an output; raise a ``ValueError`` where it holds no boxes or the batch no such region."""
+        from torchvision.ops import box_iou
+
+        fields = {"boxes", "labels", "scores"}
+        found = output if isinstance(output, (list, tuple)) and len(output) == len(batch.images) else ()
+        if not found or not all(isinstance(image, Mapping) and fields <= image.keys() for image in found):
+            raise ValueError(f"no boxes, labels and scores of each image in the model's output, {structure(output)}")
+        places = None if self.region is None else _region(batch, self.region)
+        if places is not None and places.ndim != 2:
+            raise ValueError(f"`region` {self.region!r} must be boxes (n, 4), got {tuple(places.shape)}")
+        scores = []
+        for i, image in enumerate(found):
+            chosen = image["labels"] == self.index
+            if places is not None:
+                chosen = chosen & (box_iou(image["boxes"], places[i : i + 1].to(image["boxes"]))[:, 0] >= 0.5)
+            scores.append(image["scores"][chosen].sum())
+        return torch.stack(scores)
+
+
+def _check_index(index: int) -> None:
+    if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+        raise ValueError(f"`index` must be a class, 0 or above, got {index!r}")
+
+
+def _region(batch: Batch, name: str) -> Tensor:
+    if name not in batch.regions:
+        raise ValueError(f"`region` {name!r} is not one of the batch's regions, {sorted(batch.regions)}")
+    return batch.regions[name]
 
 
 def score(target: Target, output: Any, batch: Batch) -> Tensor:

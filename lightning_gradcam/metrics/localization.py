@@ -18,7 +18,7 @@ def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
         Masks ``(n, H, W)``, float32, 1 inside.
     """
     height, width = size
-    x, y = torch.arange(width), torch.arange(height)
+    x, y = torch.arange(width, device=boxes.device), torch.arange(height, device=boxes.device)
     x0, y0, x1, y1 = (edge[:, None] for edge in boxes.unbind(1))
     columns, rows = (x >= x0) & (x < x1), (y >= y0) & (y < y1)
     return (rows[:, :, None] & columns[:, None, :]).float()
