@@ -102,13 +102,16 @@ class GradCAMCallback(Callback):
 
     Args:
         target_layer: A dotted name from the LightningModule or from its inner model (``"layer4"``,
-            ``"model.layer4[-1]"``), a module, or several of either. ``None``: the last layer with a spatial map
-            before the pooling, which the log names.
+            ``"model.layer4[-1]"``), a module, or several of either, which are read in one pass. ``None``: the last
+            layer on a grid that all paths from the image to the score cross; where a class token reads the patches,
+            the norm through which it does so for the last time. The log names it. Maps may be ``(n, c, h, w)``,
+            ``(n, h, w, c)`` or tokens ``(n, prefix + h * w, c)``.
         samples: How many samples, evenly spaced over the validation dataset; or which indices of it; or a dataset of
             your own, of which all are taken. Without validation the training dataset serves; of several validation
             loaders the first. An iterable dataset gives its first items.
         target: What to ask for: ``"label"``, the score of each sample's label; ``"predicted"``, of its predicted
-            class; a class index; or a function ``(output, batch) -> scores (n,)``.
+            class; a class index; a function ``(output, batch) -> scores (n,)``, such as a
+            :class:`SegmentationTarget` or a :class:`DetectionTarget`.
         method: ``"gradcam"``, ``"hirescam"``, ``"gradcam++"``, ``"layercam"``, ``"xgradcam"``, or a function
             ``(activations (n, c, h, w), gradients (n, c, h, w)) -> map (n, h, w)``.
         every_n_epochs: Look at every so many epochs, at least 1.
@@ -131,7 +134,7 @@ class GradCAMCallback(Callback):
         target_layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
         *,
         samples: int | Sequence[int] | Dataset = 16,
-        target: str | int | Target = "label",
+        target: Target | str | int = "label",
         method: str | Method = "gradcam",
         every_n_epochs: int = 1,
         batch_fn: Callable[[Any], Batch] = default_batch,

@@ -15,7 +15,8 @@ from torch import Tensor
 from lightning_gradcam.batch import Batch, structure
 from lightning_gradcam.metrics.localization import region_masks
 
-Target = Callable[[Any, Batch], Tensor]
+# Returns a tensor (n,). By that name LightningCLI would take a class path for one of a subclass of it.
+Target = Callable[[Any, Batch], Any]
 
 
 def logits(output: Any, samples: int) -> Tensor:

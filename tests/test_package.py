@@ -86,6 +86,7 @@ trainer:
         target: 1
         method: hirescam
         every_n_epochs: 1
+        grid: [8, 8]
         display:
           mean: [0.5, 0.5, 0.5]
           std: [0.2, 0.2, 0.2]
@@ -123,3 +124,30 @@ def test_lightning_cli(monkeypatch):
 def test_lightning_cli_with_the_defaults(monkeypatch):
     cli = run_cli(CONFIG.split("      init_args")[0], monkeypatch)
     assert "gradcam/strength" in cli.trainer.callback_metrics
+
+
+class ScaledLogit:
+    """A target of the user's own, as `SegmentationTarget` is one: an instance that is called."""
+
+    def __init__(self, index: int, factor: float) -> None:
+        self.index, self.factor = index, factor
+
+    def __call__(self, output, batch):
+        return self.factor * output[:, self.index]
+
+
+def second_logit(output, batch):
+    return output[:, 1]
+
+
+@pytest.mark.parametrize(
+    ("target", "factor"),
+    [
+        ("{class_path: test_package.ScaledLogit, init_args: {index: 1, factor: 2.0}}", 2),
+        ("test_package.second_logit", 1),
+    ],
+)
+def test_lightning_cli_takes_targets_by_their_path(monkeypatch, target, factor):
+    configs = CONFIG, CONFIG.replace("target: 1", f"target: {target}")
+    strength = [run_cli(config, monkeypatch).trainer.callback_metrics["gradcam/strength"].item() for config in configs]
+    assert strength[1] == pytest.approx(factor * strength[0])
