@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
@@ -207,7 +208,9 @@ def choose_layer(
         _lay_out(calls, batch)
         candidates = _candidates(calls)
         root = score(target, output, batch).sum()
-        crossed = _crossed(root.grad_fn, batch.images)
+        inputs: list[Tensor] = []
+        apply_to_collection(batch.inputs, Tensor, inputs.append)
+        crossed = _crossed(root.grad_fn, [batch.images]) or _crossed(root.grad_fn, inputs)
         if head and not _gradient(root, head[0]).any():
             # A head whose weights start at zero hides all that is before it: ask what it reads.
             root = (head[0] * torch.randn_like(head[0])).sum()
@@ -260,13 +263,9 @@ def _noting(model: nn.Module, calls: list[_Call], graph: bool = False) -> Iterat
     def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
         if graph:
             torch.set_grad_enabled(True)
-            reads = args[0] if args else None
-            if (
-                isinstance(reads, Tensor)
-                and reads.requires_grad
-                and any(True for _ in module.parameters(recurse=False))
-            ):
-                head[:] = [reads]
+            has_weights = any(True for _ in module.parameters(recurse=False))
+            if has_weights and args and isinstance(args[0], Tensor) and args[0].requires_grad:
+                head[:] = [args[0]]
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         output = tensor_in(output)
@@ -321,8 +320,8 @@ def _candidates(calls: Sequence[_Call]) -> list[_Call]:
     return found
 
 
-def _crossed(score: Node | None, image: Tensor) -> set[Node]:
-    """The nodes of the autograd graph that every path from the score to the image crosses."""
+def _crossed(score: Node | None, leaves: Sequence[Tensor]) -> set[Node]:
+    """The nodes of the autograd graph that every path from the score to one of the leaves crosses."""
     finished: list[Node] = []  # depth first: what a node leads to comes before it
     entered: set[Node | None] = {None}
     stack = [(score, False)]
@@ -334,9 +333,11 @@ def _crossed(score: Node | None, image: Tensor) -> set[Node]:
             entered.add(node)
             stack.append((node, True))
             stack.extend((following, False) for following, _ in node.next_functions)
-    place: dict[Node, int] = {}  # of those that lead to the image, counted from it
+    place: dict[Node, int] = {}  # of those that lead to a leaf, counted from there
     for node in finished:
-        if getattr(node, "variable", None) is image or any(following in place for following, _ in node.next_functions):
+        variable = getattr(node, "variable", None)
+        ends = any(variable is leaf for leaf in leaves)
+        if ends or any(following in place for following, _ in node.next_functions):
             place[node] = len(place)
     crossed, reached = set(), len(place)
     for node in reversed(place):  # from the score on: no edge before a crossed node leads past it

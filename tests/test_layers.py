@@ -11,7 +11,8 @@ from torch import nn
 
 from lightning_gradcam import Batch, gradcam
 from lightning_gradcam.layers import check_layers, choose_layer, find_layer, locate
-from lightning_gradcam.targets import predicted
+from lightning_gradcam.layout import Tokens
+from lightning_gradcam.targets import label, predicted
 
 
 class Wrapper(nn.Module):
@@ -310,6 +311,39 @@ def test_image_and_text():
         return net.head(net.stem(images).mean((2, 3)) * words.mean(1))
 
     assert choose(Net(run, words=nn.Embedding(9, 4)), torch.rand(2, 3, 24, 24))[0] == "stem"
+
+
+def test_images_among_the_inputs():
+    model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    images = torch.rand(2, 3, 32, 32)
+    batch = Batch(images / 2, torch.eye(2), inputs={"pixels": images, "words": torch.ones(2, dtype=torch.long)})
+    name, _, reason = choose_layer(model, batch, lambda batch: model(batch.inputs["pixels"]), label)
+    assert name == "1"
+    assert "all paths" in reason
+
+
+class Patches(nn.Module):
+    """A transformer whose patches are cut by hand, so that no convolution tells their grid."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(3 * 64, 16)
+        self.class_token = nn.Parameter(torch.rand(1, 1, 16))
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, images):
+        patches = F.unfold(images, 8, stride=8).transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(len(images), 1, 16), self.embed(patches)], 1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(tokens[:, 0])
+
+
+def test_patches_that_no_convolution_cuts():
+    name, layout, _ = choose(Patches(), torch.rand(2, 3, 32, 48))
+    assert name == "blocks.0"  # the last block normalizes behind its attention, so it has no norm that reads patches
+    assert layout == Tokens(4, 6)
 
 
 def test_leaves_the_model_and_the_random_state_as_they_were():
