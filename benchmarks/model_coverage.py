@@ -46,6 +46,21 @@ LEFT_OUT = {
     "PerceiverForImageClassificationConvProcessing": "does not build from its default config",
 }
 
+# Why another layer is chosen than the source of a row in community_layers.csv has.
+DIFFERENT = {
+    "alexnet": "the source looks before the last max pooling; those for VGG look behind it",
+    "densenet201": "the last block lacks the norm that follows it, which sources take for the smaller DenseNets",
+    "shufflenet_v2_x1_0": "the source takes the convolution before its norm and activation",
+    "efficientnet_b4": "the source takes the convolution before its norm and activation",
+    "swin_t": "the source takes a norm inside the last block, around which a skip connection goes",
+    "swin_tiny_patch4_window7_224": "as swin_t; for the Swin of transformers the same author takes the last norm",
+    "swin_base_patch4_window7_224": "as swin_t; for the Swin of transformers the same author takes the last norm",
+    "CLIPForImageClassification": "the source's model reads the class token, this classifier averages the patches",
+    "CvtForImageClassification": "the source takes the block before the last, not the norm that reads it",
+    "ViTForImageClassification": "the source takes the block before the last, not the norm that reads it",
+    "Dinov2ForImageClassification": "the source looks before the last norm, whose patches the head averages",
+}
+
 Model = tuple[str, Callable[[], tuple[nn.Module, int]]]  # a name, and what builds it and knows its images' side
 
 
@@ -156,7 +171,7 @@ def look(build: Callable[[], tuple[nn.Module, int]], named: list[str]) -> dict[s
     }
     if named:
         same = [layer for layer in named if close(gradcam(model, images, layer, score), maps)]
-        row["community"] = named[0] if not same else same[0]
+        row["named"] = named[0]
         row["same"] = "yes" if named[0] in same else "as others" if same else "no"
     return row
 
@@ -202,6 +217,15 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """Counts, the rows that differ from what people use, and all rows, in markdown."""
     checks = ("finite", "alive", "not empty")
     lines = [
+        "# Which layer is chosen where none is named",
+        "",
+        "Made by `benchmarks/model_coverage.py`, with random weights and two random images a model. Finite and alive",
+        "is the gradient of the predicted class at the layer; a map is empty where all its cells are zero, as for",
+        "networks whose activations vanish with random weights. What people use, with sources, stands in",
+        "[community_layers.csv](../benchmarks/community_layers.csv), which is older than the rule.",
+        "",
+    ]
+    lines += [
         "| library | models | run | finite | alive | not empty | choosing, in forwards (median) |",
         "|---" * 7 + "|",
     ]
@@ -218,15 +242,20 @@ def summary(rows: list[dict[str, Any]]) -> str:
         lines += [
             "",
             f"Of {len(compared)} models for which somebody names a layer, it is the same tensor for {same}, and for "
-            f"{others} more that of other sources.",
+            f"{others} more that of other sources. The rest, and why:",
         ]
+        lines += ["", "| model | people use | chosen | why |", "|---" * 4 + "|"]
+        for row in compared:
+            if row["same"] != "yes":
+                why = DIFFERENT.get(row["model"], "")
+                lines.append(f"| {row['model']} | `{row['named']}` | `{row['layer']}` | {why} |")
     lines += ["", "| library | model | layer | grid | " + " | ".join(checks) + " | people use |", "|---" * 8 + "|"]
     for row in rows:
         if "error" in row:
             cells = [row["library"], row["model"], row["error"], *[""] * 5]
         else:
             marks = ["yes" if row[check] else "**no**" for check in checks]
-            used = {"yes": "this", "as others": "this, or others"}.get(row.get("same", ""), row.get("community", ""))
+            used = {"yes": "this", "as others": "this, or another", "no": "another"}.get(row.get("same", ""), "")
             cells = [row["library"], row["model"], f"`{row['layer']}`", row["grid"], *marks, used]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -82,6 +82,8 @@ class DigitsOnPhotos(Dataset):
 
 
 class Classifier(LightningModule):
+    learning_rate = 3e-3
+
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(conv(3, 16, stride=2), conv(16, 32), conv(32, 48, stride=2), conv(48, 64))
@@ -100,7 +102,8 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.AdamW(self.parameters(), weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, int(self.trainer.estimated_stepping_batches))
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -24,6 +24,8 @@ from lightning_gradcam import GradCAMCallback
 
 
 class Transformer(Classifier):
+    learning_rate = 1e-3
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         del self.features, self.head
@@ -36,7 +38,7 @@ class Transformer(Classifier):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretrained", metavar="MODEL", help="fine-tune this model of timm")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=12)
     args = parser.parse_args()
 
     torch.set_num_threads(2)
