@@ -17,21 +17,27 @@ from lightning_gradcam.isolation import evaluating, random_state
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
+    from pytorch_lightning.utilities.memory import garbage_collection_cuda, is_oom_error
 else:
     imported = [name for name in ("pytorch_lightning", "lightning.pytorch") if name in sys.modules]
     if (imported or (find_spec("lightning") and ["lightning.pytorch"])) == ["lightning.pytorch"]:
         from lightning.pytorch import Callback, LightningModule, Trainer
+        from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
     else:
         from pytorch_lightning import Callback, LightningModule, Trainer
+        from pytorch_lightning.utilities.memory import garbage_collection_cuda, is_oom_error
 
 __all__ = [
     "Callback",
     "LightningModule",
     "Trainer",
     "before_batch_transfer",
+    "garbage_collection_cuda",
+    "is_oom_error",
     "loaders",
     "logged_step",
     "muted",
+    "sharded",
     "validating",
 ]
 
@@ -109,3 +115,9 @@ def muted(pl_module: LightningModule) -> Iterator[None]:
         for name in ("log", "log_dict"):
             del names[name]
         names.update(own)
+
+
+def sharded(trainer: Trainer) -> bool:
+    """Whether each process holds a part of the model only, so that a forward is an exchange between all of them."""
+    kinds = {"ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy"}
+    return any(kind.__name__ in kinds for kind in type(trainer.strategy).__mro__)

@@ -77,12 +77,12 @@ class Batch:
             inputs=apply_to_collection(self.inputs, Tensor, function),
         )
 
-    def first(self, number: int) -> Batch:
-        """The first samples; of ``inputs``, whatever has one entry a sample is shortened alike."""
+    def part(self, samples: slice) -> Batch:
+        """Some of the samples; of ``inputs``, what has one entry a sample is cut alike."""
         n = len(self.images)
-        short = replace(self, ids=())
-        short = short.apply(lambda tensor: tensor[:number] if tensor.ndim and len(tensor) == n else tensor)
-        return replace(short, ids=self.ids[:number])
+        cut = replace(self, ids=())
+        cut = cut.apply(lambda tensor: tensor[samples] if tensor.ndim and len(tensor) == n else tensor)
+        return replace(cut, ids=self.ids[samples])
 
 
 def _plain(region: Any) -> Tensor:
@@ -293,7 +293,7 @@ def fixed_batch(
             raise TypeError(f"`batch_fn` must return a `Batch`, got {type(batch).__name__}")
         batch = batch.apply(lambda tensor: tensor.detach().to("cpu", copy=True))
     if indices is None:
-        batch = batch.first(samples if isinstance(samples, int) else len(batch.images))
+        batch = batch.part(slice(samples if isinstance(samples, int) else None))
     if not batch.ids:
         batch = replace(batch, ids=indices or range(len(batch.images)))
     broken = [name for name, image in zip(batch.ids, batch.images, strict=True) if not image.isfinite().all()]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import takewhile
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from PIL.Image import Image
@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset
 
-from lightning_gradcam._lightning import Callback, LightningModule, Trainer, loaders, logged_step, muted
+from lightning_gradcam._lightning import (
+    Callback,
+    LightningModule,
+    Trainer,
+    garbage_collection_cuda,
+    is_oom_error,
+    loaders,
+    logged_step,
+    muted,
+    sharded,
+)
 from lightning_gradcam.batch import Batch, Fingerprint, as_samples, default_batch, fixed_batch, shift
 from lightning_gradcam.functional import Observation, observe
 from lightning_gradcam.history import ROWS, Drift, History, Moment, Reading
@@ -32,6 +42,8 @@ from lightning_gradcam.picture.grid import Caption, captions, grid, tiles
 from lightning_gradcam.picture.text import load_font, missing_letters
 from lightning_gradcam.sinks import Sink, alert, find_sinks, write_card, write_samples
 from lightning_gradcam.targets import Target, as_target, predicted
+
+_ENOUGH = 3  # failures in a row after which the callback is switched off
 
 
 def default_forward(pl_module: LightningModule, batch: Batch) -> Any:
@@ -89,6 +101,7 @@ class GradCAMCallback(Callback):
     ``lift_<region>``        that, in shares of a uniform map; 1 is no preference                        mean
     ``prediction_flips``     share of samples whose prediction changed since the observation before      mean
     ``seconds``              what the observation took on the calling thread
+    ``failures``             how many observations of the run have failed so far; logged when one does
     ======================== =========================================================================== ============
 
     Drift below ``drift_floor`` is noise, and drift near ``drift_chance`` is a gaze that has gone elsewhere. Samples
@@ -122,6 +135,9 @@ class GradCAMCallback(Callback):
         drift: What drift is measured against, and when to warn of it.
         display: How pictures look.
         prefix: What every key starts with.
+        on_error: What to do when an observation fails once the set-up is proven: ``"warn"`` says so, counts it in
+            ``failures``, goes on, and gives up after three in a row; ``"raise"`` ends the run. Where the model is
+            sharded over processes a failed capture always does, since the others would wait for ever.
 
     Raises:
         ValueError: If an argument can never work; in ``setup`` or at the first look if it does not suit this model
@@ -143,6 +159,7 @@ class GradCAMCallback(Callback):
         drift: Drift = Drift(),  # noqa: B008  # frozen
         display: Display = Display(),  # noqa: B008  # frozen
         prefix: str = "gradcam",
+        on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
         if not isinstance(every_n_epochs, int) or isinstance(every_n_epochs, bool) or every_n_epochs < 1:
             raise ValueError(f"`every_n_epochs` must be a whole number of at least 1, got {every_n_epochs!r}")
@@ -151,6 +168,8 @@ class GradCAMCallback(Callback):
         for name, function in (("batch_fn", batch_fn), ("forward_fn", forward_fn)):
             if not callable(function):
                 raise TypeError(f"`{name}` must be a function, got {type(function).__name__}")
+        if on_error not in ("warn", "raise"):
+            raise ValueError(f'`on_error` must be "warn" or "raise", got {on_error!r}')
         if not isinstance(drift, Drift):
             raise TypeError(f"`drift` must be a `Drift`, got {type(drift).__name__}")
         if isinstance(drift.reference, int) and (drift.reference + 1) % every_n_epochs:
@@ -173,6 +192,7 @@ class GradCAMCallback(Callback):
         self.drift = drift
         self.display = display
         self.prefix = prefix
+        self.on_error = on_error
         self._question = f"target {getattr(target, '__name__', target)} · {getattr(method, '__name__', method)}"
         self._forget()
 
@@ -183,6 +203,9 @@ class GradCAMCallback(Callback):
         self._history = History(self.prefix, self.drift, self.method in SIGNED, self.target is predicted)
         self._restored: dict[str, Any] = {}  # the state of the run that is resumed
         self._told: set[str] = set()  # what has been said once
+        self._failures = 0  # observations that failed
+        self._failures_in_a_row = 0
+        self._at_once: int | None = None  # how many samples the memory has room for; None: all
         self._proven = False  # a whole observation has succeeded: from now on a failure must not end the run
         self._seen_epoch: int | None = None  # the last epoch whose validation was observed
         self._seen_step: int | None = None  # the optimizer step of the last observation
@@ -303,6 +326,8 @@ class GradCAMCallback(Callback):
             log: How to log numbers.
             moment: When in the run this is; ``None``: outside it, so that the history stays as it is.
         """
+        if self._failures_in_a_row >= _ENOUGH:
+            return
         started = perf_counter()
         if moment is not None:
             self._seen_step = trainer.global_step
@@ -313,22 +338,36 @@ class GradCAMCallback(Callback):
             if moment is not None:
                 self._history.add(reading, maps, observation.prediction, moment)
         except Exception as error:
-            if not self._proven:
+            if not self._proven or self.on_error == "raise" or sharded(trainer):
                 raise
-            _warn(trainer, "the observation", error)
+            self._left_out(trainer, error)
+            if log is not None and step is not None:
+                log(trainer, pl_module, {f"{self.prefix}/failures": float(self._failures)}, step)
             return
         # On the first process only: what fails here must not keep the numbers from any logger or process.
         try:
             if trainer.is_global_zero:
                 self._show(probe, observation, reading, trainer, step, moment)
         except Exception as error:
-            if not self._proven:
+            if not self._proven or self.on_error == "raise":
                 raise
             _warn(trainer, "the picture of the observation", error)
         self._proven = True
+        self._failures_in_a_row = 0
         if log is not None and step is not None:
             seconds = {f"{self.prefix}/seconds": perf_counter() - started}
             log(trainer, pl_module, reading.numbers | seconds, step)
+
+    def _left_out(self, trainer: Trainer, error: Exception) -> None:
+        """Tell of an observation that failed; after three in a row there will be no more."""
+        self._failures += 1
+        self._failures_in_a_row += 1
+        _warn(trainer, "the observation", error)
+        if self._failures_in_a_row == _ENOUGH:
+            rank_zero_warn(
+                f"GradCAMCallback: {_ENOUGH} observations in a row have failed; it is switched off for the rest of "
+                'this run. `on_error="raise"` shows where they fail.'
+            )
 
     def _observe(self, trainer: Trainer, pl_module: LightningModule) -> tuple[_Probe, Observation, dict[str, Tensor]]:
         """What the first process sees, and the maps of shifted images for the noise floor.
@@ -342,12 +381,23 @@ class GradCAMCallback(Callback):
             forward = partial(self._forward, trainer, pl_module)
 
             def look(batch: Batch) -> Observation:
-                return observe(pl_module, batch, probe.layouts, forward, self.target, self.method)
+                while True:
+                    try:
+                        arguments = (probe.layouts, forward, self.target, self.method, self._at_once)
+                        return observe(pl_module, batch, *arguments)
+                    except Exception as failure:
+                        at_once = self._at_once or len(batch.images)
+                        if not is_oom_error(failure) or at_once == 1 or sharded(trainer):
+                            raise
+                        self._at_once = at_once // 2
+                    garbage_collection_cuda()
 
             observation = look(batch)
             shifted = probe.maps(look(shift(batch))) if self.drift.noise_floor else {}
             seen = probe, observation, shifted
         except Exception as failure:  # raised again below, once the other processes know
+            if sharded(trainer):
+                raise  # the others wait within the forward, for as long as this process lives
             error = failure
         if not trainer.strategy.reduce_boolean_decision(seen is not None) or seen is None:
             raise error or RuntimeError("the capture failed on another process")

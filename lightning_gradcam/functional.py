@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_gradcam.batch import Batch
@@ -38,6 +39,7 @@ def observe(
     forward: Callable[[Batch], Any],
     target: Target,
     method: Method,
+    at_once: int | None = None,
 ) -> Observation:
     """Capture layers on a batch and turn each into a signed map.
 
@@ -48,10 +50,15 @@ def observe(
         forward: Runs the model on the batch.
         target: ``(output, batch) -> scores (n,)``.
         method: ``(activations, gradients) -> map (n, h, w)``.
+        at_once: How many samples to run at a time, to save memory; ``None``: all.
 
     Raises:
         ValueError: See :func:`~lightning_gradcam.capture.capture`; also if a layer gives no spatial map.
     """
+    if at_once is not None and at_once < len(batch.images):
+        starts = range(0, len(batch.images), at_once)
+        parts = [batch.part(slice(start, start + at_once)) for start in starts]
+        return _join([observe(model, part, layouts, forward, target, method) for part in parts])
     n = len(batch.images)
     layers = dict(find_layer(model, name) for name in layouts)
     seen = capture(model, layers, lambda: forward(batch), lambda output: score(target, output, batch))
@@ -65,6 +72,21 @@ def observe(
             )
         maps[name] = signed.cpu()
     return Observation(maps, seen.scores.float().cpu(), predict(seen.output, batch))
+
+
+def _join(parts: Sequence[Observation]) -> Observation:
+    """One observation of the samples of several."""
+    predictions = [part.prediction for part in parts if part.prediction is not None]
+    prediction = None
+    if len(predictions) == len(parts):
+        right = [one.right for one in predictions if one.right is not None]
+        prediction = Prediction(
+            torch.cat([one.probabilities for one in predictions]),
+            torch.cat([one.classes for one in predictions]),
+            torch.cat(right) if right else None,
+        )
+    maps = {name: torch.cat([part.maps[name] for part in parts]) for name in parts[0].maps}
+    return Observation(maps, torch.cat([part.scores for part in parts]), prediction)
 
 
 def gradcam(

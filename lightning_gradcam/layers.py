@@ -157,7 +157,7 @@ def locate(
     Raises:
         ValueError: If a name is wrong or no layer can be chosen.
     """
-    batch = batch.first(2 if math.prod(batch.images.shape[2:]) <= _LARGE else 1)
+    batch = batch.part(slice(2 if math.prod(batch.images.shape[2:]) <= _LARGE else 1))
     if not layers:
         name, layout, reason = choose_layer(model, batch, forward, target)
         return {name: layout}, reason

@@ -109,11 +109,16 @@ def find_sinks(trainer: Trainer, prefix: str) -> list[Sink]:
 
 
 def files(folder: Path, key: str, picture: Image.Image, step: int) -> None:
-    """Write a JPEG file ``gradcam-grid-step=00000120.jpg``; never over one that is there."""
+    """Write a JPEG file ``gradcam-grid-step=00000120.jpg``; never over one that is there, and never a part of one."""
     name = f"{key.replace('/', '-')}-step={step:08d}"
     endings = ("" if number == 0 else f"-{number}" for number in count())
     path = next(path for ending in endings if not (path := folder / f"{name}{ending}.jpg").exists())
-    path.write_bytes(jpeg(picture))
+    part = path.with_suffix(".part")
+    try:
+        part.write_bytes(jpeg(picture))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def run_folder(trainer: Trainer, prefix: str) -> Path:

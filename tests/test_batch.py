@@ -167,7 +167,7 @@ def test_balanced_reads_labels_without_images_where_it_can():
 
 def test_first_of_a_batch():
     tokens = {"tokens": torch.arange(10).reshape(2, 5), "scale": torch.tensor(3.0), "prompt": "a"}
-    batch = Batch(IMAGES, LABELS, {"dog": torch.ones(2, 4)}, tokens, ["x", "y"]).first(1)
+    batch = Batch(IMAGES, LABELS, {"dog": torch.ones(2, 4)}, tokens, ["x", "y"]).part(slice(1))
     assert torch.equal(batch.images, IMAGES[:1])
     assert batch.labels.tolist() == [0]
     assert batch.regions["dog"].shape == (1, 4)
