@@ -254,6 +254,7 @@ def run_script(**options):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_in_the_capture(name):
     done = run_script(signal=name)
@@ -265,6 +266,7 @@ def test_a_signal_in_the_capture(name):
     assert "epoch 4" in resumed.stdout
 
 
+@pytest.mark.slow
 def test_killed_in_the_capture_and_resumed():
     done = run_script(signal="SIGKILL")
     assert done.returncode == -signal.SIGKILL
