@@ -56,7 +56,10 @@ class Batch:
             raise ValueError(f"`images` must be (n, c, H, W) and not empty, got {tuple(self.images.shape)}")
         n, _, height, width = self.images.shape
         if self.labels is not None and (self.labels.ndim not in (1, 2) or len(self.labels) != n):
-            raise ValueError(f"`labels` must be ({n},) or ({n}, classes), got {tuple(self.labels.shape)}")
+            raise ValueError(
+                f"`labels` must be ({n},) or ({n}, classes), got {tuple(self.labels.shape)}; "
+                "return masks as `regions`, from a `batch_fn` of your own"
+            )
         object.__setattr__(self, "regions", {name: _plain(region) for name, region in self.regions.items()})
         for name, region in self.regions.items():
             if tuple(region.shape) not in ((n, 4), (n, height, width)):

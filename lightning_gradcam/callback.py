@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 from itertools import takewhile
+from numbers import Integral
 from time import perf_counter
 from typing import Any, Literal
 
@@ -173,9 +175,10 @@ class GradCAMCallback(Callback):
         if not isinstance(drift, Drift):
             raise TypeError(f"`drift` must be a `Drift`, got {type(drift).__name__}")
         if isinstance(drift.reference, int) and (drift.reference + 1) % every_n_epochs:
+            nearest = max((drift.reference + 1) // every_n_epochs, 1) * every_n_epochs - 1
             raise ValueError(
                 f"`Drift(reference={drift.reference})` names an epoch that `every_n_epochs={every_n_epochs}` leaves "
-                f"out; the nearest before it is {(drift.reference + 1) // every_n_epochs * every_n_epochs - 1}"
+                f"out; one nearby is {nearest}"
             )
         if not isinstance(display, Display):
             raise TypeError(f"`display` must be a `Display`, got {type(display).__name__}")
@@ -193,7 +196,7 @@ class GradCAMCallback(Callback):
         self.display = display
         self.prefix = prefix
         self.on_error = on_error
-        self._question = f"target {getattr(target, '__name__', target)} · {getattr(method, '__name__', method)}"
+        self._question = f"target {_name(target)} · {_name(method)}"
         self._forget()
 
     def _forget(self) -> None:
@@ -300,8 +303,12 @@ class GradCAMCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._probe is None:
             return self._restored
-        layers = list(self._probe.layers.values())
-        return {"fingerprint": asdict(self._probe.fingerprint), "layers": layers, "history": self._history.state()}
+        return {
+            "fingerprint": asdict(self._probe.fingerprint),
+            "layers": list(self._probe.layers.values()),
+            "question": self._asked,
+            "history": self._history.state(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
@@ -400,7 +407,7 @@ class GradCAMCallback(Callback):
                 raise  # the others wait within the forward, for as long as this process lives
             error = failure
         if not trainer.strategy.reduce_boolean_decision(seen is not None) or seen is None:
-            raise error or RuntimeError("the capture failed on another process")
+            raise error or _ElsewhereError("the capture failed on another process")
         probe, observation, shifted = seen
         return probe, *trainer.strategy.broadcast((observation, shifted))
 
@@ -448,7 +455,7 @@ class GradCAMCallback(Callback):
         """Go on with the history of the run that is resumed, where its samples and layers are the same."""
         if not self._restored:
             return
-        before = Fingerprint(**self._restored["fingerprint"])
+        before, question = Fingerprint(**self._restored["fingerprint"]), self._asked
         if before.identity != fingerprint.identity:
             rank_zero_warn(
                 "GradCAMCallback: the samples of the fixed batch are not those of the resumed run; drift starts anew."
@@ -458,10 +465,20 @@ class GradCAMCallback(Callback):
                 f"GradCAMCallback looks at {layers}, the resumed run looked at {self._restored['layers']}; "
                 "drift starts anew."
             )
+        elif self._restored["question"] != question:
+            rank_zero_warn(
+                f"GradCAMCallback asks for {question!r}, the resumed run asked for {self._restored['question']!r}; "
+                "drift starts anew."
+            )
         else:
             self._history.restore(self._restored["history"])
             if before.pixels != fingerprint.pixels:
                 rank_zero_warn("GradCAMCallback: the pixels of the fixed batch are not those of the resumed run.")
+
+    @property
+    def _asked(self) -> str:
+        """What the numbers of a run depend on beside its samples and layers."""
+        return f"{self._question} · reference {self.drift.reference}"
 
     def _prefixes(self, names: Sequence[str]) -> dict[str, str]:
         """The prefix of each layer's keys: the plain one for one layer, else with what tells the names apart."""
@@ -586,11 +603,25 @@ class GradCAMCallback(Callback):
                 _warn(trainer, "a picture", error)
 
 
+def _name(choice: Any) -> str:
+    """A target or method in words that are the same in another process."""
+    if isinstance(choice, (str, Integral)) or is_dataclass(choice):
+        return str(choice)
+    return getattr(choice, "__name__", type(choice).__name__)
+
+
 def _warn(trainer: Trainer, what: str, error: Exception) -> None:
-    rank_zero_warn(
-        f"GradCAMCallback: {what} in epoch {trainer.current_epoch}, step {trainer.global_step}, failed and is left "
-        f"out; training goes on. {type(error).__name__}: {error}"
-    )
+    """Warn on the first process, and on one whose own error it is."""
+    if trainer.is_global_zero or not isinstance(error, _ElsewhereError):
+        warnings.warn(
+            f"GradCAMCallback: {what} in epoch {trainer.current_epoch}, step {trainer.global_step}, failed and is "
+            f"left out; training goes on. {type(error).__name__}: {error}",
+            stacklevel=2,
+        )
+
+
+class _ElsewhereError(RuntimeError):
+    """Another process has failed, and tells why itself."""
 
 
 def _log(trainer: Trainer, pl_module: LightningModule, numbers: dict[str, float], step: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_gradcam.batch import Batch
 from lightning_gradcam.capture import capture
@@ -93,9 +94,10 @@ def gradcam(
     model: nn.Module,
     images: Tensor,
     target_layer: Layer | None = None,
-    target: str | int | Target = "predicted",
+    target: Target | str | int = "predicted",
     method: str | Method = "gradcam",
     grid: Grid | Layout | None = None,
+    labels: Tensor | None = None,
 ) -> Tensor:
     """Grad-CAM of some images, with no Trainer.
 
@@ -106,10 +108,12 @@ def gradcam(
             ``["logits"]`` or its first item.
         images: ``(n, c, H, W)``, as the model expects them, on its device.
         target_layer: A dotted name or a module; ``None`` chooses one, see :class:`~lightning_gradcam.GradCAMCallback`.
-        target: ``"predicted"``, a class index, or a function ``(output, batch) -> scores (n,)``.
+        target: ``"predicted"``, ``"label"``, a class index, or a function ``(output, batch) -> scores (n,)``. To
+            choose a layer it is asked about the first samples only, so it must read ``batch.labels``.
         method: ``"gradcam"``, ``"hirescam"``, ``"gradcam++"``, ``"layercam"``, ``"xgradcam"``, or a function
             ``(activations, gradients) -> map (n, h, w)``.
         grid: How the layer's output lies on the image, see :class:`~lightning_gradcam.GradCAMCallback`.
+        labels: For ``target="label"``, see :class:`~lightning_gradcam.Batch`.
 
     Returns:
         Signed maps ``(n, h, w)``, float32 on the CPU, at the layer's own resolution. ``map.relu()`` is what the
@@ -120,7 +124,11 @@ def gradcam(
         TypeError: If an argument is of another type.
     """
     ask, compute = as_target(target), as_method(method)
-    batch = Batch(images)
+    batch = Batch(images, labels)
+    if grid is not None and target_layer is None:
+        raise ValueError("`grid` says how the output of a named layer lies; give `target_layer` as well")
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise ValueError(f"{type(model).__name__} has layers without a shape; run it once on a batch before")
 
     def forward(batch: Batch) -> Any:
         return model(batch.images.clone())

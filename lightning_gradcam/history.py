@@ -42,10 +42,12 @@ class Drift:
     alert_above: float | None = None
 
     def __post_init__(self) -> None:
-        if self.reference != "first" and (not isinstance(self.reference, int) or self.reference < 0):
+        whole = isinstance(self.reference, int) and not isinstance(self.reference, bool)
+        if self.reference != "first" and (not whole or self.reference < 0):
             raise ValueError(f'`reference` must be "first" or an epoch of at least 0, got {self.reference!r}')
-        if self.alert_above is not None and not 0 < self.alert_above < 1:
-            raise ValueError(f"`alert_above` must lie between 0 and 1, got {self.alert_above}")
+        number = isinstance(self.alert_above, (int, float))
+        if self.alert_above is not None and not (number and 0 < self.alert_above < 1):
+            raise ValueError(f"`alert_above` must lie between 0 and 1, got {self.alert_above!r}")
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import sys
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -89,9 +90,10 @@ def _restorer(generator: Any) -> Callable[[], object]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module of ``model`` in eval mode and restore on exit what a forward can change.
 
-    Restored are each module's own ``training`` flag, each parameter's ``requires_grad``, each buffer, and each plain
-    attribute, such as a counter or a cached tensor. Flags are set one by one: ``model.train()`` would also flip the
-    sub-modules that the user keeps in eval mode. The user's backward hooks do not run: they are meant for training.
+    Restored are each module's own ``training`` flag, each parameter's ``requires_grad``, each dense buffer, and each
+    plain attribute, such as a counter, a cached tensor, or the items of a list, dict or set. Flags are set one by one:
+    ``model.train()`` would also flip the sub-modules that the user keeps in eval mode. The user's backward hooks do not
+    run: they are meant for training.
     """
     modules = list(model.modules())
     training = [module.training for module in modules]
@@ -105,12 +107,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                     setattr(module, name, OrderedDict())
         yield
     finally:
-        for restore in restorers:
-            restore()
-        for module, flag in zip(modules, training, strict=True):
-            module.training = flag
-        for parameter, flag in trainable:
-            parameter.requires_grad_(flag)
+        with ExitStack() as stack:  # all of it, also where one of them fails
+            for restore in restorers:
+                stack.callback(restore)
+            for parameter, flag in trainable:
+                stack.callback(parameter.requires_grad_, flag)
+            for module, flag in zip(modules, training, strict=True):
+                stack.callback(setattr, module, "training", flag)
 
 
 def _namespaces(module: nn.Module) -> Iterator[tuple[dict[str, Any], float]]:
@@ -122,28 +125,40 @@ def _namespaces(module: nn.Module) -> Iterator[tuple[dict[str, Any], float]]:
 
 
 def _restorer_of_names(names: dict[str, Any], limit: float) -> Callable[[], None]:
-    """A function that gives names back as they are now: the objects, and the values of their tensors and lists."""
+    """A function that gives names back as they are now: the objects, and what tensors, arrays and containers hold."""
     objects = dict(names)
-    tensors = [(value, value.detach().clone()) for value in objects.values() if _is_state(value, limit)]
-    lists = [(value, list(value)) for value in objects.values() if isinstance(value, list)]
+    held = [(value, value.detach().clone()) for value in objects.values() if _is_state(value, limit)]
+    arrays = [(value, value.copy()) for value in objects.values() if isinstance(value, np.ndarray)]
+    own = [value for name, value in objects.items() if name not in _OF_ANY_MODULE]
+    containers = [(value, copy.copy(value)) for value in own if type(value) in _CONTAINERS]
 
     def restore() -> None:
         for name in names.keys() - objects.keys():
             del names[name]
         names.update(objects)
-        for held, values in lists:
-            held[:] = values
+        for container, content in containers:
+            container.clear()
+            (container.extend if isinstance(container, (list, deque)) else container.update)(content)
+        for array, values in arrays:
+            array[...] = values
         with torch.no_grad():
-            for held, values in tensors:
+            for tensor, values in held:
                 # BatchNorm changes its buffers without a version bump, so only the values tell.
-                if not torch.equal(held, values):
-                    held.copy_(values)
+                if tensor.shape != values.shape:
+                    tensor.resize_(values.shape)
+                if not torch.equal(tensor, values):
+                    tensor.copy_(values)
 
     return restore
 
 
+_CONTAINERS = (list, deque, dict, OrderedDict, defaultdict, Counter, set)
+_OF_ANY_MODULE = nn.Module().__dict__.keys()  # hooks and the like, which a module handles itself
+
+
 def _is_state(value: Any, limit: float) -> bool:
-    return isinstance(value, torch.Tensor) and not is_lazy(value) and value.numel() <= limit
+    dense = isinstance(value, torch.Tensor) and not is_lazy(value) and value.layout == torch.strided
+    return dense and value.numel() <= limit
 
 
 def eager() -> AbstractContextManager[Any]:

@@ -26,8 +26,8 @@ Layer = str | nn.Module
 
 _ADAPTIVE_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _LARGE = 1024 * 1024  # pixels; of larger images one is enough to choose a layer, and all that is affordable
-_REORDERINGS = ("PermuteBackward0", "TransposeBackward0")  # the same tensor still
-_SPATIAL = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+# Nodes of the autograd graph that hand on the same values in another order or shape.
+_REORDERINGS = ("PermuteBackward0", "TransposeBackward0", "ViewBackward0", "UnsafeViewBackward0", "CloneBackward0")
 
 
 def check_layers(target_layer: Layer | Sequence[Layer] | None) -> tuple[Layer, ...]:
@@ -83,8 +83,10 @@ def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
     return name, names[name]
 
 
-def _original(module: nn.Module) -> nn.Module:
-    return getattr(module, "_orig_mod", module)
+def _original(module: Any) -> Any:
+    """What a compiled module was compiled from; asked so that no attribute of the user's own answers."""
+    compiled = isinstance(module, nn.Module) and "_orig_mod" in module._modules
+    return module._modules["_orig_mod"] if compiled else module
 
 
 def _names(model: nn.Module) -> dict[nn.Module, str]:
@@ -162,6 +164,8 @@ def locate(
         name, layout, reason = choose_layer(model, batch, forward, target)
         return {name: layout}, reason
     found = dict(find_layer(model, layer) for layer in layers)
+    if len(found) < len(layers):
+        raise ValueError(f"`target_layer` {list(layers)} names a layer twice, {list(found)}")
     if grid:
         return dict.fromkeys(found, grid), ""
     calls: list[_Call] = []
@@ -178,8 +182,8 @@ def choose_layer(
     """Choose the layer that tells best where the score comes from.
 
     It is the last one on a grid that all that the score knows of the image passes through: in the autograd graph
-    every path from the score to the image crosses it. And it is alive: the score's gradient reaches its grid, in
-    every sample and in more than one channel, of which the map of a single class has one.
+    every path from the score to the image crosses it. And it is alive: the score's gradient reaches more than one cell
+    of its grid, and more than one channel, of which the map of a single class has one.
 
     Two kinds of networks ask for more. Where the score is read from a class token, no patch is alive after the last
     block, and the last such layer is the one before that block; then the norm is taken through which the block reads
@@ -211,7 +215,7 @@ def choose_layer(
         inputs: list[Tensor] = []
         apply_to_collection(batch.inputs, Tensor, inputs.append)
         crossed = _crossed(root.grad_fn, [batch.images]) or _crossed(root.grad_fn, inputs)
-        if head and not _gradient(root, head[0]).any():
+        if root.requires_grad and head and not _gradient(root, head[0]).any():
             # A head whose weights start at zero hides all that is before it: ask what it reads.
             root = (head[0] * torch.randn_like(head[0])).sum()
         through = [call for call in candidates if call.source[0] in crossed]
@@ -231,9 +235,14 @@ def choose_layer(
             if branch is not None:
                 best, reason = branch, "the last layer of the smallest grid, since branches run side by side"
         if best is None:
+            if not root.requires_grad:
+                problem = "the score has no gradient: the forward detaches it, runs in inference mode or on integers"
+            elif not candidates:
+                problem = "none of its modules, called once, hands out maps or tokens on a grid"
+            else:
+                problem = f"the score's gradient is zero or not finite in all {len(candidates)} layers on a grid"
             raise ValueError(
-                f"no layer of {type(model).__name__} was found that lies on a grid and that the score depends on; "
-                'name one by `target_layer="..."`'
+                f'no layer of {type(model).__name__} can be chosen, since {problem}; name one by `target_layer="..."`'
             )
     return best.name, best.layout, f"{' x '.join(map(str, best.grid))} cells, {reason}"
 
@@ -289,13 +298,19 @@ def _lay_out(calls: Sequence[_Call], batch: Batch) -> None:
     samples, _, height, width = batch.images.shape
     seen: dict[Grid, None] = {}
     for call in calls:
-        if len(call.shape) == 4 and isinstance(call.module, _SPATIAL):
+        if len(call.shape) == 4 and _is_spatial(call.module):
             seen[call.shape[2:]] = None
-        found = infer(call.shape, (height, width), seen) if call.shape[:1] == (samples,) else None
+        found = infer(call.shape, samples, (height, width), seen)
         if found:
             call.layout, call.grid = found
-            if isinstance(call.layout, Tokens) and math.prod(call.grid) == call.shape[1]:
+            if isinstance(call.layout, Tokens) and call.cells == call.shape[1 - call.layout.batch_axis]:
                 seen[call.grid] = None
+
+
+def _is_spatial(module: nn.Module) -> bool:
+    """Whether the module is a pooling or has a convolution's weights, maybe to call a function with them."""
+    has_kernel = any(parameter.ndim == 4 for parameter in module.parameters(recurse=False))
+    return has_kernel or isinstance(module, (nn.MaxPool2d, nn.AvgPool2d, nn.Conv2d))
 
 
 def _candidates(calls: Sequence[_Call]) -> list[_Call]:
@@ -364,10 +379,11 @@ def _gradient(root: Tensor, of: Tensor | GradientEdge) -> Tensor:
 
 
 def _alive(call: _Call, root: Tensor) -> bool:
-    """Whether the gradient reaches the grid, in every sample and in more than one channel."""
+    """Whether the gradient is finite and in some sample reaches more than one cell and more than one channel."""
     node, output = call.source
     gradient = _gradient(root, GradientEdge(node, output)) if node else torch.zeros(())
     if gradient.shape != call.shape:
         return False
-    cells = call.layout(gradient).flatten(2)
-    return bool(cells.isfinite().all() and ((cells != 0).any(2).sum(1) > 1).all())
+    gradient = call.layout(gradient).flatten(2)
+    channels, cells = ((gradient != 0).any(axis).sum(1) for axis in (2, 1))
+    return bool(gradient.isfinite().all() and ((channels > 1) & (cells > 1)).any())

@@ -31,49 +31,72 @@ def channels_last(output: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Tokens:
-    """``(n, prefix + h * w, c)`` to ``(n, c, h, w)``; class, distillation and register tokens come first."""
+    """``(n, prefix + h * w, c)`` to ``(n, c, h, w)``; class, distillation and register tokens come first.
+
+    With ``batch_axis`` 1 it is ``(prefix + h * w, n, c)``, as PyTorch's own transformers have it by default.
+    """
 
     h: int
     w: int
+    batch_axis: int = 0
 
     def __call__(self, output: Tensor) -> Tensor:
-        prefix = output.shape[1] - self.h * self.w
-        return output[:, prefix:].transpose(1, 2).unflatten(2, (self.h, self.w))
+        tokens = output.movedim(self.batch_axis, 0)
+        return tokens[:, tokens.shape[1] - self.h * self.w :].transpose(1, 2).unflatten(2, (self.h, self.w))
 
 
-def infer(shape: Sequence[int], image: Grid, seen: Collection[Grid]) -> tuple[Layout, Grid] | None:
+def infer(shape: Sequence[int], samples: int, image: Grid, seen: Collection[Grid]) -> tuple[Layout, Grid] | None:
     """Find the layout of an output from its shape alone.
 
-    A grid is one that the model has handed out, or the image in square patches of some size. Only the former tells
-    how many tokens are prefix.
+    A grid is one that the model has handed out before, or such a one or the image in square patches. Only the former
+    tells how many tokens are prefix.
 
     Args:
-        shape: Of the output, ``(n, ...)``.
+        shape: Of the output.
+        samples: Their number ``n``.
         image: Its height and width.
         seen: The grids of what convolutions and poolings have handed out, and of tokens without a prefix.
 
     Returns:
         The layout and the grid; ``None`` where there is no grid of more than one cell.
     """
-    if len(shape) == 4:
-        for layout, (h, w) in ((channels_first, shape[2:]), (channels_last, shape[1:3])):
-            if h * w > 1 and ((h, w) in seen or (h, w) in _patches(image)):
-                return layout, (h, w)
-    if len(shape) == 3:
-        fits = [grid for grid in (*seen, *_patches(image)) if math.prod(grid) == shape[1]]
-        fits = fits or [grid for grid in seen if math.prod(grid) < shape[1]]
-        h, w = max(fits, key=math.prod, default=(1, 1))
-        if h * w > 1:
-            return Tokens(h, w), (h, w)
+    if len(shape) == 4 and shape[0] == samples:
+        options = [(channels_first, (shape[2], shape[3])), (channels_last, (shape[1], shape[2]))]
+        options = [(layout, grid) for layout, grid in options if math.prod(grid) > 1]
+        for layout, grid in options:
+            if grid in seen:
+                return layout, grid
+        for layout, grid in options:
+            if grid in _patches(image):
+                return layout, grid
+    if len(shape) == 3 and samples in shape[:2]:
+        axis = 0 if shape[0] == samples else 1
+        grid = _grid_of_tokens(shape[1 - axis], image, seen)
+        if math.prod(grid) > 1:
+            return Tokens(*grid, axis), grid
     return None
 
 
+def _grid_of_tokens(number: int, image: Grid, seen: Collection[Grid]) -> Grid:
+    """The grid of so many tokens; (1, 1) where there is none.
+
+    In this order: a seen grid; one with a short prefix; a seen one after merging by two, or the image in patches where
+    nothing was seen; a seen grid with a prefix that is longer, but not by far longer than the grid.
+    """
+    parts = {part for grid in seen for part in _patches(grid, (2, 4, 8))} if seen else _patches(image)
+    for grids, shortest, longest in ((seen, 0, 0), (seen, 1, 8), (parts, 0, 0), (seen, 9, math.inf)):
+        fits = [grid for grid in grids if shortest <= number - math.prod(grid) <= min(longest, math.prod(grid) + 8)]
+        if fits:
+            return max(fits, key=math.prod)
+    return 1, 1
+
+
 @cache
-def _patches(image: Grid) -> set[Grid]:
-    """The grids of an image in square patches of any size, with and without a last patch that it fills in part."""
-    height, width = image
-    sizes = range(1, max(image) + 1)
-    return {(height // k, width // k) for k in sizes} | {(-(-height // k), -(-width // k)) for k in sizes}
+def _patches(whole: Grid, sides: tuple[int, ...] = ()) -> set[Grid]:
+    """The grids of an image in square patches of these sides or any, with and without a last patch filled in part."""
+    height, width = whole
+    sides = sides or tuple(range(1, max(whole) + 1))
+    return {(height // k, width // k) for k in sides} | {(-(-height // k), -(-width // k)) for k in sides}
 
 
 def as_layout(grid: Grid | Layout) -> Layout:

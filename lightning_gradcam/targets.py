@@ -107,6 +107,7 @@ class SegmentationTarget:
         if not isinstance(pixels, Tensor) or pixels.ndim != 4 or len(pixels) != len(batch.images):
             got = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(output).__name__
             raise ValueError(f"no logits (n, classes, H, W) in the model's output, got {got}")
+        pixels = pixels.float()  # a sum over pixels is too large for half precision
         if pixels.shape[1] == 1:
             pixels = torch.cat([-pixels, pixels], 1)
         if self.index >= pixels.shape[1]:
@@ -159,7 +160,7 @@ class DetectionTarget:
 
 
 def _check_index(index: int) -> None:
-    if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+    if not isinstance(index, Integral) or isinstance(index, bool) or index < 0:
         raise ValueError(f"`index` must be a class, 0 or above, got {index!r}")
 
 

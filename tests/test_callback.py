@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from tiny import Images, TinyModule, loader, trainer
 from torch import nn
 
-from lightning_gradcam import Batch, Display, Drift, GradCAMCallback, gradcam
+from lightning_gradcam import Batch, Display, Drift, GradCAMCallback, SegmentationTarget, gradcam
 from lightning_gradcam.metrics.evidence import empty, strength
 
 BATCHES = 3  # of 8 in 24 images
@@ -333,6 +334,45 @@ def test_a_changed_batch_is_noticed_on_resume(options, what):
     again = trainer(GradCAMCallback(**options), checkpoint, max_epochs=2, enable_checkpointing=True)
     with pytest.warns(UserWarning, match=f"the {what} of the fixed batch are not those of the resumed run"):
         again.fit(TinyModule(), loader(), loader(), ckpt_path="checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"target": 0}, {"target": 1}),
+        ({"method": "gradcam"}, {"method": "layercam"}),
+        ({}, {"drift": Drift(reference=1)}),
+        ({"target": SegmentationTarget(0)}, {"target": SegmentationTarget(1)}),
+    ],
+)
+def test_another_question_is_noticed_on_resume(before, after):
+    checkpoint, logger = ModelCheckpoint("checkpoints", save_last=True), Recorder()
+
+    def run(epochs, logger, ckpt_path=None, **options):
+        if isinstance(options.get("target"), SegmentationTarget):
+            options["forward_fn"] = lambda module, batch: module.net[:6](batch.images)
+        callback = GradCAMCallback("net.4", samples=4, **options)
+        run = trainer(callback, checkpoint, max_epochs=epochs, logger=logger, enable_checkpointing=True)
+        run.fit(TinyModule(), loader(), loader(), ckpt_path=ckpt_path)
+
+    run(1, False, **before)
+    with pytest.warns(UserWarning, match="the resumed run asked for .*; drift starts anew"):
+        run(2, logger, ckpt_path="checkpoints/last.ckpt", **after)
+    assert logger.steps("gradcam/drift") == []
+
+
+class Shift:
+    def __call__(self, output, batch):
+        return output[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [("label", "label"), (1, "1"), (Shift(), "Shift"), (partial(Shift()), "partial"), (SegmentationTarget(1), None)],
+)
+def test_a_question_has_the_same_words_in_every_process(target, words):
+    words = words or "SegmentationTarget(index=1, region=None)"
+    assert GradCAMCallback(target=target)._question == f"target {words} · gradcam"
 
 
 def test_two_callbacks_in_one_trainer():

@@ -1,6 +1,7 @@
 """The engine against captum, and the model as it was afterwards."""
 
 import random
+from collections import deque
 from contextlib import contextmanager
 
 import numpy as np
@@ -219,6 +220,7 @@ class Restless(nn.Module):
         self.register_buffer("first", None)
         self.generator = torch.Generator().manual_seed(0)
         self.calls, self.cache, self.average, self.seen = 0, None, torch.zeros(3), []
+        self.counts, self.recent, self.table = {"forward": 0}, deque([1, 2], 2), np.zeros(2)
 
     def forward(self, images):
         self.count = self.count + 1
@@ -228,12 +230,16 @@ class Restless(nn.Module):
         self.cache = self.new = images
         self.average += 1
         self.seen.append(1)
+        self.counts["forward"] += 1
+        self.recent.append(3)
+        self.table += 1
         torch.rand(1, generator=self.generator)
         return self.net(images) * (1 + torch.rand(1) + np.random.rand() + random.random())
 
     def state(self):
         drawn = self.generator.get_state().tolist()
-        return drawn, self.count, self.total, self.first, self.calls, self.cache, self.average.tolist(), list(self.seen)
+        plain = self.average.tolist(), list(self.seen), dict(self.counts), list(self.recent), self.table.tolist()
+        return drawn, self.count, self.total, self.first, self.calls, self.cache, plain
 
 
 def test_restores_all_state_and_random_states():
@@ -246,6 +252,60 @@ def test_restores_all_state_and_random_states():
     model(images)  # the counter-check: this forward does change what is compared
     assert model.count == model.total == model.calls == 1
     assert model.seen == [1]
+    assert (model.counts, list(model.recent), model.table.tolist()) == ({"forward": 1}, [2, 3], [1, 1])
+
+
+def test_sparse_buffers_and_buffers_that_grow():
+    class Bank(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = tiny_net()
+            self.register_buffer("mixing", torch.eye(3).to_sparse())
+            self.register_buffer("bank", torch.ones(2))
+
+        def forward(self, images):
+            self.bank.resize_(4).fill_(3)
+            return torch.sparse.mm(self.mixing, self.net(images).T).T
+
+    model = Bank().train()
+    assert (gradcam(model, torch.rand(2, 3, 16, 16)) != 0).any()
+    assert model.bank.tolist() == [1, 1]
+    assert all(module.training for module in model.modules())
+
+
+def test_what_cannot_be_given_back_costs_nothing_else():
+    class Stubborn(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = tiny_net()
+            self.table = np.zeros(2)
+
+        def forward(self, images):
+            self.table.flags.writeable = False
+            return self.net(images)
+
+    model = Stubborn().train()
+    model.net[4].requires_grad_(False)
+    with pytest.raises(ValueError, match="read-only"):
+        gradcam(model, torch.rand(2, 3, 16, 16), "net[4]")
+    assert all(module.training for module in model.modules())
+    assert sum(parameter.requires_grad for parameter in model.parameters()) == len(list(model.parameters())) - 2
+
+
+def test_labels_and_what_no_trainer_is_there_to_say():
+    model, images = tiny_net().eval(), torch.rand(4, 3, 16, 16)
+    labels = torch.tensor([0, 1, 2, 1])
+    expected = torch.cat(
+        [gradcam(model, image[None], "5", int(one)) for image, one in zip(images, labels, strict=True)]
+    )
+    torch.testing.assert_close(gradcam(model, images, target="label", labels=labels), expected)
+    with pytest.raises(ValueError, match="`grid` says how the output of a named layer lies"):
+        gradcam(model, images, grid=(8, 8))
+    with pytest.raises(ValueError, match="Sequential has layers without a shape; run it once on a batch before"):
+        gradcam(nn.Sequential(nn.LazyConv2d(4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), images, "0")
+    with torch.inference_mode():
+        images = images + 0
+    assert gradcam(model, images, "5", 1).shape == gradcam(model, images, target=1).shape == (4, 8, 8)
 
 
 def test_backward_hooks_of_the_user_do_not_run():

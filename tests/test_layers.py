@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_gradcam import Batch, gradcam
 from lightning_gradcam.layers import check_layers, choose_layer, find_layer, locate
-from lightning_gradcam.layout import Tokens
+from lightning_gradcam.layout import Tokens, channels_first
 from lightning_gradcam.targets import label, predicted
 
 
@@ -305,6 +305,74 @@ def test_a_frozen_backbone_under_no_grad():
     assert torch.equal(gradcam(model, torch.ones(2, 3, 32, 32)), gradcam(model, torch.ones(2, 3, 32, 32), "stem"))
 
 
+def test_a_flattened_map_is_no_row_of_tokens():
+    def run(net, images):
+        return net.head(net.flat(net.maps(net.stem(images))).mean(2))
+
+    model = Net(run, maps=nn.Conv2d(4, 4, 4, 4), flat=nn.Flatten(2))  # (n, 4, 4): 4 channels, 2 x 2 cells
+    assert choose(model, torch.rand(2, 3, 32, 32))[0] == "maps"
+
+
+def test_an_unpadded_functional_convolution():
+    class Convolution(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(4, 4, 3, 3))
+
+        def forward(self, features):
+            return F.conv2d(features, self.kernel)
+
+    model = Net(lambda net, images: net.head(net.conv(net.stem(images)).mean((2, 3))), conv=Convolution())
+    name, layout, _ = choose(model, torch.rand(2, 3, 36, 28))
+    assert (name, layout) == ("conv", channels_first)
+
+
+def test_a_transformer_with_the_sequence_first():
+    class Sequence(Patches):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 32, norm_first=True) for _ in range(2))
+
+        def forward(self, images):
+            patches = F.unfold(images, 8, stride=8).permute(2, 0, 1)
+            tokens = torch.cat([self.class_token.expand(1, len(images), 16), self.embed(patches)])
+            for block in self.blocks:
+                tokens = block(tokens)
+            return self.head(tokens[0])
+
+    name, layout, _ = choose(Sequence(), torch.rand(2, 3, 32, 48))
+    assert (name, layout) == ("blocks.1.norm1", Tokens(4, 6, 1))
+
+
+@pytest.mark.parametrize("empty", [[0], [0, 1]])
+def test_samples_without_a_score_do_not_hide_the_layer(empty):
+    labels = torch.ones(2, 2)
+    labels[empty] = 0
+    model = Net(lambda net, images: net.head(net.stem(images).mean((2, 3))))
+    batch = Batch(torch.rand(2, 3, 32, 32), labels)
+    assert choose_layer(model, batch, lambda batch: model(batch.images), label)[0] == "stem"
+
+
+def test_a_wrapper_that_hands_on_attributes_of_a_compiled_model():
+    class Delegating(Wrapper):
+        def __getattr__(self, name):
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(super().__getattr__("model"), name)
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    images = torch.rand(2, 3, 32, 32)
+    model = Delegating(torch.compile(net, backend="eager"))
+    assert choose(model, images)[0] == "model.1"
+    assert torch.equal(gradcam(model, images), gradcam(net, images, "1"))
+
+
+def test_one_layer_under_two_names(resnet):
+    with pytest.raises(ValueError, match=r"`target_layer` \['layer4', 'model.layer4'\] names a layer twice"):
+        locate(resnet, ("layer4", "model.layer4"), None, Batch(torch.rand(1, 3, 32, 32)), len, predicted)
+
+
 def test_image_and_text():
     def run(net, images):
         words = net.words(torch.arange(9).expand(len(images), 9))  # (n, 9, c): 3 x 3 cells, by chance
@@ -377,10 +445,14 @@ def test_of_large_images_one_is_enough(side, samples):
 
 
 def test_no_layer_no_guess():
-    message = r'no layer of Sequential was found that lies on a grid.*name one by `target_layer="..."`'
+    message = r'no layer of Sequential can be chosen, since none of its modules.*name one by `target_layer="..."`'
     with pytest.raises(ValueError, match=message):
         gradcam(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), torch.rand(1, 3, 4, 4))
-    with pytest.raises(ValueError, match="no layer of Net was found"):
+    model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    nn.init.constant_(model[0].weight, torch.nan)
+    with pytest.raises(ValueError, match="gradient is zero or not finite in all 1 layers on a grid"):
+        gradcam(nn.Sequential(model, nn.Softmax(1)), torch.rand(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="no layer of Net can be chosen, since the score has no gradient"):
         gradcam(Net(lambda net, images: net.head(net.stem(images).mean((2, 3)).detach())), torch.rand(1, 3, 8, 8))
 
 

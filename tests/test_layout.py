@@ -25,17 +25,24 @@ IMAGE = (224, 160)
         ((2, 141, 8), [], None),  # how many are prefix?
         ((2, 141, 8), [(56, 40), (14, 10)], (Tokens(14, 10), (14, 10))),
         ((2, 145, 8), [(14, 10), (7, 5)], (Tokens(14, 10), (14, 10))),
+        ((2, 49 + 8, 8), [(14, 10), (7, 7)], (Tokens(7, 7), (7, 7))),
+        ((2, 35, 8), [(14, 10)], (Tokens(7, 5), (7, 5))),  # merged by two
+        ((2, 4 + 5, 8), [(2, 2)], (Tokens(2, 2), (2, 2))),  # and not 3 x 3
+        ((2, 512, 140), [(14, 10)], None),  # channels, with cells behind them
+        ((141, 2, 8), [(14, 10)], (Tokens(14, 10, 1), (14, 10))),
+        ((3, 140, 8), [], None),  # another number of samples
+        ((2, 16, 32, 64), [(16, 32)], (channels_last, (16, 32))),
         ((2, 8), [], None),
         ((2, 8, 3, 7, 5), [(7, 5)], None),
     ],
 )
 def test_infers(shape, seen, expected):
-    assert infer(shape, IMAGE, seen) == expected
+    assert infer(shape, 2, IMAGE, seen) == expected
 
 
 def test_padded_images_have_a_last_patch_in_part():
-    assert infer((2, 8, 4, 3), (50, 33), []) == (channels_first, (4, 3))  # 50 / 16 and 33 / 16, rounded up
-    assert infer((2, 8, 3, 2), (50, 33), []) == (channels_first, (3, 2))  # and down
+    assert infer((2, 8, 4, 3), 2, (50, 33), []) == (channels_first, (4, 3))  # 50 / 16 and 33 / 16, rounded up
+    assert infer((2, 8, 3, 2), 2, (50, 33), []) == (channels_first, (3, 2))  # and down
 
 
 def test_layouts_by_hand():
@@ -46,6 +53,7 @@ def test_layouts_by_hand():
     assert torch.equal(channels_last(cells.permute(0, 2, 3, 1)), cells)
     for output in (cells, cells.permute(0, 2, 3, 1), tokens, tokens[:, 2:]):
         assert torch.equal(as_layout((2, 3))(output), cells)
+    assert torch.equal(Tokens(2, 3, 1)(tokens.transpose(0, 1)), cells)
     assert as_layout(channels_last) is channels_last
 
 
@@ -103,15 +111,15 @@ class Mixed(nn.Module):
         self.head = nn.Linear(4, 2)
 
     def forward(self, images):
-        turned = self.turned(self.conv(images).relu().flatten(2).permute(2, 0, 1))  # (cells, n, c)
-        return self.head(turned.mean(0))
+        turned = self.turned(self.conv(images).relu().flatten(2))  # (n, c, cells)
+        return self.head(turned.mean(2))
 
 
 def test_a_function_reads_what_nothing_else_can():
     model, images = Mixed().eval(), torch.rand(3, 3, 32, 48)
-    with pytest.raises(ValueError, match=r"'turned' hands out \(24, 3, 4\); expected maps or tokens of 3 samples"):
+    with pytest.raises(ValueError, match=r"'turned' hands out \(3, 4, 24\); expected maps or tokens of 3 samples"):
         gradcam(model, images, "turned", 1)
-    found = gradcam(model, images, "turned", 1, grid=lambda output: output.permute(1, 2, 0).unflatten(2, (4, 6)))
+    found = gradcam(model, images, "turned", 1, grid=lambda output: output.unflatten(2, (4, 6)))
     plain = gradcam(
         nn.Sequential(model.conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.head), images, "1", 1
     )

@@ -36,6 +36,12 @@ def test_segmentation_with_one_channel():
     assert SegmentationTarget(0)(pixels, image).tolist() == [1]
 
 
+def test_segmentation_in_half_precision():
+    pixels = torch.full((1, 2, 300, 300), 0.5, dtype=torch.float16)
+    pixels[:, 1] = 2
+    assert SegmentationTarget(1)(pixels, Batch(torch.rand(1, 3, 300, 300))).tolist() == [2]
+
+
 def detections():
     first = {
         "boxes": torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 3], [2, 2, 4, 4], [0, 0, 2, 2]]),

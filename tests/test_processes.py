@@ -1,4 +1,4 @@
-"""Two processes: the same samples and numbers on both, pictures once, weights as without the callback."""
+"""Several processes: the same samples and numbers on all, pictures once, weights as without the callback; no hang."""
 
 import json
 import os
@@ -6,42 +6,118 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
-import hashlib, json, sys, torch
+import hashlib, json, os, sys, torch
 import pytorch_lightning as pl
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from tiny import Augmented, TinyModule, loader
 from lightning_gradcam import GradCAMCallback
 
 torch.set_num_threads(1)
+how, kind, devices, fault = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+
+
+class Unused(TinyModule):
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Linear(2, 2)
+
+
+class Sharded(TinyModule):
+    def configure_model(self):
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in (self.net[4], self.net[8]):
+            fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+        fully_shard(self, mesh=self.device_mesh["data_parallel"])
+
+
+strategies = {
+    "ddp": lambda: "ddp",
+    "unused": lambda: DDPStrategy(find_unused_parameters=True),
+    "static": lambda: DDPStrategy(static_graph=True),
+    "sharded": lambda: ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1),
+}
+modules = {"unused": Unused, "sharded": Sharded}
 pl.seed_everything(1, verbose=False)
-module, callback = TinyModule(), GradCAMCallback(samples=5)
-trainer = pl.Trainer(callbacks=[callback] if sys.argv[1] == "with" else [], max_epochs=2, accelerator="cpu", devices=2,
-                     strategy="ddp", logger=False, enable_progress_bar=False, enable_model_summary=False,
+calls = 0
+
+
+def target(output, batch):
+    global calls
+    calls += 1
+    if fault == "fault" and calls == 4 and int(os.environ.get("LOCAL_RANK", 0)) == devices - 1:
+        raise RuntimeError("boom on one process")
+    return output.gather(1, batch.labels.to(output.device)[:, None])[:, 0]
+
+
+module, callback = modules.get(kind, TinyModule)(), GradCAMCallback(samples=5, target=target)
+trainer = pl.Trainer(callbacks=[callback] if how == "with" else [], max_epochs=3, accelerator="cpu", devices=devices,
+                     strategy=strategies[kind](), logger=False, enable_progress_bar=False, enable_model_summary=False,
                      enable_checkpointing=False, num_sanity_val_steps=0)
 trainer.fit(module, loader(Augmented(), shuffle=True, batch_size=4), loader(Augmented(), batch_size=4))
-weights = hashlib.sha256(b"".join(value.numpy().tobytes() for value in module.state_dict().values())).hexdigest()
+values = [getattr(value, "full_tensor", lambda: value)() for value in module.state_dict().values()]
+weights = hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()
 numbers = {key: value.item() for key, value in trainer.callback_metrics.items() if "seconds" not in key}
 result = {"weights": weights, "numbers": {key: value for key, value in numbers.items() if "gradcam" in key}}
 if callback._probe:
     result |= {"ids": list(callback._probe.batch.ids), "fingerprint": vars(callback._probe.fingerprint)}
-with open(f"{sys.argv[1]}-{trainer.global_rank}.json", "w") as file:
+    result |= {"layer": list(callback._probe.layouts)}
+with open(f"{how}-{trainer.global_rank}.json", "w") as file:
     json.dump(result, file)
 """
 
 
-def run(how):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+def launch(how, kind="ddp", devices=2, fault="none"):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     Path("run.py").write_text(SCRIPT)
-    done = subprocess.run([sys.executable, "run.py", how], capture_output=True, text=True, env=environment, timeout=120)
+    command = [sys.executable, "run.py", how, kind, str(devices), fault]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+
+
+def run(how, kind="ddp", devices=2, fault="none"):
+    done = launch(how, kind, devices, fault)
     assert done.returncode == 0, done.stderr
-    return [json.loads(Path(f"{how}-{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads(Path(f"{how}-{rank}.json").read_text()) for rank in range(devices)], done.stderr
 
 
-def test_two_processes():
-    first, second = run("with")
-    without, _ = run("without")
+@pytest.mark.parametrize(
+    ("kind", "devices"),
+    [
+        ("ddp", 2),
+        pytest.param("unused", 2, marks=pytest.mark.slow),
+        pytest.param("static", 2, marks=pytest.mark.slow),
+        pytest.param("sharded", 2, marks=pytest.mark.slow),
+        pytest.param("ddp", 4, marks=pytest.mark.slow),
+        pytest.param("sharded", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_several_processes(kind, devices):
+    (first, *others), _ = run("with", kind, devices)
+    (without, *_), _ = run("without", kind, devices)
     assert first["ids"] == [0, 4, 9, 14, 19]
-    assert first == second
+    assert first["layer"] == ["net.5"]
+    if kind != "sharded":  # whose BatchNorm keeps statistics of its own on each process
+        assert all(other == first for other in others)
+    assert all(other["numbers"] == first["numbers"] for other in others)
     assert {"gradcam/strength", "gradcam/drift", "gradcam/drift_from_reference"} <= set(first["numbers"])
     assert first["weights"] == without["weights"]
+    assert len(list(Path("gradcam").glob("*grid*.jpg"))) == 4
+
+
+@pytest.mark.slow
+def test_a_process_whose_capture_fails_does_not_keep_the_others_waiting():
+    (first, second), said = run("with", "ddp", fault="fault")
+    assert first == second
+    assert first["numbers"]["gradcam/failures"] == 1
+    assert "boom on one process" in said
     assert len(list(Path("gradcam").glob("*grid*.jpg"))) == 3
+
+
+@pytest.mark.slow
+def test_where_the_model_is_sharded_such_a_failure_ends_the_job():
+    done = launch("with", "sharded", fault="fault")
+    assert done.returncode != 0
+    assert "boom on one process" in done.stderr
