@@ -4,7 +4,7 @@ The pictures are those of `digits_on_photos.py`, handwriting on photos, without 
 XCiT of timm is trained from random weights, since nothing shall be downloaded; with `--pretrained` any transformer of
 timm that takes images of another size is fine-tuned instead.
 
-    pip install "lightning-gradcam[examples]" timm
+    pip install "lightning-gradcam[examples]"
     python vit_finetune.py                                       # about a minute on two cores
     python vit_finetune.py --pretrained deit_tiny_patch16_224    # downloads its weights
     tensorboard --logdir runs --samples_per_plugin images=100

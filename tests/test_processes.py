@@ -67,6 +67,7 @@ if callback._probe:
     result |= {"layer": list(callback._probe.layouts)}
 with open(f"{how}-{trainer.global_rank}.json", "w") as file:
     json.dump(result, file)
+torch.distributed.destroy_process_group()  # else a thread of it may end the process with an error now and then
 """
 
 
