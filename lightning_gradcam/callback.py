@@ -307,6 +307,7 @@ class GradCAMCallback(Callback):
             "fingerprint": asdict(self._probe.fingerprint),
             "layers": list(self._probe.layers.values()),
             "question": self._asked,
+            "failures": self._failures,
             "history": self._history.state(),
         }
 
@@ -455,6 +456,7 @@ class GradCAMCallback(Callback):
         """Go on with the history of the run that is resumed, where its samples and layers are the same."""
         if not self._restored:
             return
+        self._failures = self._restored["failures"]
         before, question = Fingerprint(**self._restored["fingerprint"]), self._asked
         if before.identity != fingerprint.identity:
             rank_zero_warn(

@@ -50,6 +50,16 @@ def test_failures_are_counted_and_left_out_of_the_history():
 
 
 @pytest.mark.filterwarnings("ignore:.*RuntimeError. boom:UserWarning")
+def test_the_count_goes_on_in_a_resumed_run():
+    saver = ModelCheckpoint("saved", save_last=True)
+    for epochs, ckpt_path, expected in ((2, None, [1]), (4, "saved/last.ckpt", [2])):
+        logger = Recorder()
+        run = trainer(callback(Failing(3)), saver, logger=logger, max_epochs=epochs, enable_checkpointing=True)
+        run.fit(TinyModule(), loader(), loader(), ckpt_path=ckpt_path)
+        assert logger.values("gradcam/failures") == expected
+
+
+@pytest.mark.filterwarnings("ignore:.*RuntimeError. boom:UserWarning")
 def test_three_in_a_row_switch_it_off_and_monitors_are_still_served(tmp_path):
     target = Failing(*range(4, 100))
     stopper = EarlyStopping("gradcam/strength", patience=99, strict=True)
