@@ -114,11 +114,18 @@ def transformers_models() -> Iterator[Model]:
                 yield name, partial(build, name)
 
 
+@torch.no_grad()
 def wake(model: nn.Module) -> None:
-    """Draw heads anew that start at zero."""
+    """Draw heads anew that start at zero, and let norms and scales do something, so that layers around them differ."""
     for module in model.modules():
         if isinstance(module, nn.Linear) and not module.weight.any():
             nn.init.normal_(module.weight, std=0.02)
+    for parameter in model.parameters():
+        if parameter.numel() == max(parameter.shape, default=1):  # one value a channel
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.add_(0.1 * torch.randn_like(buffer))
 
 
 @torch.no_grad()
