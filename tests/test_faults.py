@@ -235,6 +235,7 @@ from lightning_gradcam import Drift, GradCAMCallback
 from pytorch_lightning.callbacks import ModelCheckpoint
 from test_faults import Recorder, TinyModule, loader, trainer
 warnings.simplefilter("ignore")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for what it starts with `&`
 torch.manual_seed(0)
 calls = 0
 def target(output, batch):
