@@ -52,6 +52,7 @@ DIFFERENT = {
     "densenet201": "the last block lacks the norm that follows it, which sources take for the smaller DenseNets",
     "shufflenet_v2_x1_0": "the source takes the convolution before its norm and activation",
     "efficientnet_b4": "the source takes the convolution before its norm and activation",
+    "resmlp_24_224": "the source looks before the last norm, whose patches the head averages",
     "swin_t": "the source takes a norm inside the last block, around which a skip connection goes",
     "swin_tiny_patch4_window7_224": "as swin_t; for the Swin of transformers the same author takes the last norm",
     "swin_base_patch4_window7_224": "as swin_t; for the Swin of transformers the same author takes the last norm",
