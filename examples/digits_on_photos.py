@@ -156,7 +156,7 @@ def measure(model: Classifier) -> dict[str, Tensor]:
     row = {f"{tag} tag": accuracy(model(batch["image"]), batch["label"]) for tag, batch in held_out.items()}
 
     images, labels, digit, tag = held_out["right"].values()
-    maps = gradcam(model, images, target=lambda logits, _: logits.gather(1, labels[:, None])[:, 0])
+    maps = gradcam(model, images, target="label", labels=labels)
     row["map on digit"] = mass(maps, box_masks(digit, (SIZE, SIZE))).nanmean()
     row["map on tag"] = mass(maps, box_masks(tag, (SIZE, SIZE))).nanmean()
     return row

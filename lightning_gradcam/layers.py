@@ -211,7 +211,13 @@ def choose_layer(
             output = forward(batch)
         _lay_out(calls, batch)
         candidates = _candidates(calls)
-        root = score(target, output, batch).sum()
+        try:
+            root = score(target, output, batch).sum()
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(
+                f"`target` failed on the {len(batch.images)} samples with which a layer is chosen; it must take any "
+                "number of them, and read labels from `batch.labels`"
+            ) from error
         inputs: list[Tensor] = []
         apply_to_collection(batch.inputs, Tensor, inputs.append)
         crossed = _crossed(root.grad_fn, [batch.images]) or _crossed(root.grad_fn, inputs)

@@ -467,6 +467,13 @@ def test_a_reentrant_checkpoint_asks_for_a_name():
     assert choose(model, torch.rand(2, 3, 8, 8))[0] == "stem"
 
 
+def test_a_target_that_knows_a_whole_batch_only():
+    model = Net(lambda net, images: net.head(net.stem(images).mean((2, 3))))
+    labels = torch.zeros(4, 1, dtype=torch.long)
+    with pytest.raises(ValueError, match="`target` failed on the 2 samples with which a layer is chosen"):
+        gradcam(model, torch.rand(4, 3, 8, 8), target=lambda output, batch: output.gather(1, labels)[:, 0])
+
+
 def test_layer_without_a_spatial_map():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     for layer, shape in (("1", r"\(1, 4, 1, 1\)"), ("2", r"\(1, 4\)")):
