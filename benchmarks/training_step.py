@@ -3,7 +3,7 @@
 The same small network is trained with and without, in turns, an observation after each epoch. Timed is each step from
 its start to its end; the ratio is taken between the medians of neighbouring runs.
 
-    python benchmarks/training_step.py    # two minutes on two cores
+    python benchmarks/training_step.py    # a minute on two cores
 """
 
 from __future__ import annotations
