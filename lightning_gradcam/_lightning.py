@@ -34,6 +34,7 @@ __all__ = [
     "before_batch_transfer",
     "garbage_collection_cuda",
     "is_oom_error",
+    "kinds",
     "loaders",
     "logged_step",
     "muted",
@@ -119,5 +120,9 @@ def muted(pl_module: LightningModule) -> Iterator[None]:
 
 def sharded(trainer: Trainer) -> bool:
     """Whether each process holds a part of the model only, so that a forward is an exchange between all of them."""
-    kinds = {"ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy"}
-    return any(kind.__name__ in kinds for kind in type(trainer.strategy).__mro__)
+    return not kinds(trainer.strategy).isdisjoint({"ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy"})
+
+
+def kinds(thing: Any) -> set[str]:
+    """The names of a thing's class and of those it derives from, which both distributions and Fabric give alike."""
+    return {base.__name__ for base in type(thing).__mro__}

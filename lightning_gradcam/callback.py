@@ -25,6 +25,7 @@ from lightning_gradcam._lightning import (
     Trainer,
     garbage_collection_cuda,
     is_oom_error,
+    kinds,
     loaders,
     logged_step,
     muted,
@@ -45,6 +46,7 @@ from lightning_gradcam.picture.text import load_font, missing_letters
 from lightning_gradcam.sinks import Sink, alert, find_sinks, write_card, write_samples
 from lightning_gradcam.targets import Target, as_target, predicted
 
+_Log = Callable[[Trainer, LightningModule, dict[str, float], int], None]
 _ENOUGH = 3  # failures in a row after which the callback is switched off
 
 
@@ -182,9 +184,7 @@ class GradCAMCallback(Callback):
             )
         if not isinstance(display, Display):
             raise TypeError(f"`display` must be a `Display`, got {type(display).__name__}")
-        if grid is not None and target_layer is None:
-            raise ValueError("`grid` says how the output of a named layer lies; give `target_layer` as well")
-        self.target_layer = check_layers(target_layer)
+        self.target_layer = check_layers(target_layer, grid)
         self.grid = None if grid is None else as_layout(grid)
         self.samples = as_samples(samples)
         self.target = as_target(target)
@@ -287,15 +287,12 @@ class GradCAMCallback(Callback):
         missed = self._due(trainer) and self._seen_epoch != trainer.current_epoch
         unseen = self._seen_step != trainer.global_step
         if missed or (unseen and _stopping(trainer)):
-            # Lightning logs this epoch's metrics at the step of its last batch.
-            step = max(0, logged_step(trainer) - 1)
-            self._look(trainer, pl_module, step, _log, Moment(trainer.current_epoch, True))
+            self._look_behind_an_epoch(trainer, pl_module, _log)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look where another callback ended the run after this one had its turn."""
         if self._seen_step != trainer.global_step:
-            step = max(0, logged_step(trainer) - 1)
-            self._look(trainer, pl_module, step, _log_directly, Moment(trainer.current_epoch, True))
+            self._look_behind_an_epoch(trainer, pl_module, _log_directly)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._look(trainer, pl_module, logged_step(trainer), _log)
@@ -314,6 +311,10 @@ class GradCAMCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
 
+    def _look_behind_an_epoch(self, trainer: Trainer, pl_module: LightningModule, log: _Log) -> None:
+        step = max(0, logged_step(trainer) - 1)  # Lightning logs the epoch's metrics at the step of its last batch
+        self._look(trainer, pl_module, step, log, Moment(trainer.current_epoch, True))
+
     def _due(self, trainer: Trainer) -> bool:
         return (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
@@ -322,7 +323,7 @@ class GradCAMCallback(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         step: int | None = None,
-        log: Callable[[Trainer, LightningModule, dict[str, float], int], None] | None = None,
+        log: _Log | None = None,
         moment: Moment | None = None,
     ) -> None:
         """Observe, measure, draw and log.
@@ -386,22 +387,10 @@ class GradCAMCallback(Callback):
         try:
             probe = self._probe = self._probe or self._prepare(trainer, pl_module)
             batch = probe.batch.apply(lambda tensor: tensor.to(pl_module.device))
-            forward = partial(self._forward, trainer, pl_module)
-
-            def look(batch: Batch) -> Observation:
-                while True:
-                    try:
-                        arguments = (probe.layouts, forward, self.target, self.method, self._at_once)
-                        return observe(pl_module, batch, *arguments)
-                    except Exception as failure:
-                        at_once = self._at_once or len(batch.images)
-                        if not is_oom_error(failure) or at_once == 1 or sharded(trainer):
-                            raise
-                        self._at_once = at_once // 2
-                    garbage_collection_cuda()
-
-            observation = look(batch)
-            shifted = probe.maps(look(shift(batch))) if self.drift.noise_floor else {}
+            observation = self._capture(trainer, pl_module, probe, batch)
+            shifted = {}
+            if self.drift.noise_floor:
+                shifted = probe.maps(self._capture(trainer, pl_module, probe, shift(batch)))
             seen = probe, observation, shifted
         except Exception as failure:  # raised again below, once the other processes know
             if sharded(trainer):
@@ -411,6 +400,19 @@ class GradCAMCallback(Callback):
             raise error or _ElsewhereError("the capture failed on another process")
         probe, observation, shifted = seen
         return probe, *trainer.strategy.broadcast((observation, shifted))
+
+    def _capture(self, trainer: Trainer, pl_module: LightningModule, probe: _Probe, batch: Batch) -> Observation:
+        """Observe a batch; where memory runs short in smaller chunks, whose size is kept for the rest of the run."""
+        forward = partial(self._forward, trainer, pl_module)
+        while True:
+            try:
+                return observe(pl_module, batch, probe.layouts, forward, self.target, self.method, self._at_once)
+            except Exception as error:
+                at_once = self._at_once or len(batch.images)
+                if not is_oom_error(error) or at_once == 1 or sharded(trainer):
+                    raise
+                self._at_once = at_once // 2
+            garbage_collection_cuda()
 
     def _forward(self, trainer: Trainer, pl_module: LightningModule, batch: Batch) -> Any:
         with muted(pl_module), trainer.precision_plugin.forward_context():
@@ -577,8 +579,7 @@ class GradCAMCallback(Callback):
     def _hint(self, trainer: Trainer) -> None:
         """Say once that TensorBoard keeps ten pictures of a tag, where more are planned."""
         planned = 1 + (trainer.max_epochs or 0) // self.every_n_epochs
-        names = {base.__name__ for logger in trainer.loggers for base in type(logger).__mro__}
-        if planned > 10 and "TensorBoardLogger" in names:
+        if planned > 10 and any("TensorBoardLogger" in kinds(logger) for logger in trainer.loggers):
             rank_zero_info(
                 f"GradCAMCallback plans {planned} observations. TensorBoard shows ten pictures of a tag unless it is "
                 f"started with `--samples_per_plugin images={planned}`; `{self.prefix}/filmstrip` always holds the "

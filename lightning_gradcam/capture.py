@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gradcam.isolation import eager, evaluating, random_state
+from lightning_gradcam.isolation import borrowed
 from lightning_gradcam.layout import tensor_in
 
 
@@ -57,7 +57,7 @@ def capture(
         ValueError: If a layer is not reached exactly once, its output cannot carry a gradient, or the score
             does not depend on it. The message names the layer and what to do.
     """
-    with torch.inference_mode(False), eager(), random_state(holder=model), evaluating(model), _taps(layers) as taps:
+    with borrowed(model), _taps(layers) as taps:
         with torch.no_grad():
             output = forward()
             gradients = _gradients(score, output, taps)

@@ -125,15 +125,13 @@ def gradcam(
     """
     ask, compute = as_target(target), as_method(method)
     batch = Batch(images, labels)
-    if grid is not None and target_layer is None:
-        raise ValueError("`grid` says how the output of a named layer lies; give `target_layer` as well")
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise ValueError(f"{type(model).__name__} has layers without a shape; run it once on a batch before")
 
     def forward(batch: Batch) -> Any:
         return model(batch.images.clone())
 
-    layer = () if target_layer is None else check_layers([target_layer])
+    layer = check_layers(None if target_layer is None else [target_layer], grid)
     layout = None if grid is None else as_layout(grid)
     layouts, _ = locate(model, layer, layout, batch, forward, ask)
     (signed,) = observe(model, batch, layouts, forward, ask, compute).maps.values()

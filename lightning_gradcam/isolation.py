@@ -161,6 +161,18 @@ def _is_state(value: Any, limit: float) -> bool:
     return dense and value.numel() <= limit
 
 
+@contextmanager
+def borrowed(model: nn.Module, seed: int | None = None) -> Iterator[None]:
+    """Run a model for a look at it: in eval mode, uncompiled, outside inference mode, and with nothing of it kept.
+
+    Args:
+        model: The model; see :func:`evaluating` and :func:`random_state` for what is given back.
+        seed: See :func:`random_state`.
+    """
+    with torch.inference_mode(False), random_state(seed, holder=model), evaluating(model), eager():
+        yield
+
+
 def eager() -> AbstractContextManager[Any]:
     """Run compiled modules uncompiled: a compiled graph skips hooks. Without dynamo loaded nothing is compiled."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

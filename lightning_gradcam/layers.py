@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from lightning_gradcam.batch import Batch
-from lightning_gradcam.isolation import eager, evaluating, random_state
+from lightning_gradcam.isolation import borrowed
 from lightning_gradcam.layout import Grid, Layout, Tokens, channels_first, infer, tensor_in
 from lightning_gradcam.targets import Target, score
 
@@ -30,9 +30,11 @@ _LARGE = 1024 * 1024  # pixels; of larger images one is enough to choose a layer
 _REORDERINGS = ("PermuteBackward0", "TransposeBackward0", "ViewBackward0", "UnsafeViewBackward0", "CloneBackward0")
 
 
-def check_layers(target_layer: Layer | Sequence[Layer] | None) -> tuple[Layer, ...]:
+def check_layers(target_layer: Layer | Sequence[Layer] | None, grid: Any = None) -> tuple[Layer, ...]:
     """Turn the ``target_layer`` argument into a tuple, empty for ``None``; refuse what can never name a layer."""
     if target_layer is None:
+        if grid is not None:
+            raise ValueError("`grid` says how the output of a named layer lies; give `target_layer` as well")
         return ()
     layers: Any = target_layer if isinstance(target_layer, (list, tuple)) else (target_layer,)
     for layer in layers:
@@ -169,7 +171,7 @@ def locate(
     if grid:
         return dict.fromkeys(found, grid), ""
     calls: list[_Call] = []
-    with _borrowed(model), torch.no_grad(), _noting(model, calls):
+    with _on_trial(model), torch.no_grad(), _noting(model, calls):
         forward(batch)
     _lay_out(calls, batch)
     layouts = {call.name: call.layout for call in calls}
@@ -203,7 +205,7 @@ def choose_layer(
         ValueError: If there is none.
     """
     calls: list[_Call] = []
-    with _borrowed(model), torch.enable_grad():
+    with _on_trial(model), torch.enable_grad():
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         batch = batch.apply(lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point()))
@@ -254,8 +256,8 @@ def choose_layer(
 
 
 @contextmanager
-def _borrowed(model: nn.Module) -> Iterator[None]:
-    with torch.inference_mode(False), random_state(0, model), evaluating(model), eager(), warnings.catch_warnings():
+def _on_trial(model: nn.Module) -> Iterator[None]:
+    with borrowed(model, seed=0), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a re-entrant checkpoint complains of inputs without gradients
         yield
 

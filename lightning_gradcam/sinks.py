@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from lightning_gradcam._lightning import kinds
 from lightning_gradcam.picture.encode import jpeg
 
 if TYPE_CHECKING:
@@ -44,16 +45,16 @@ def wandb(logger: Any, key: str, picture: Image.Image, step: int) -> None:
 
 def write_card(logger: Any, key: str, card: Mapping[str, Any], step: int) -> None:
     """Tell a dashboard what is looked at: a table among TensorBoard's texts, an entry in W&B's config."""
-    if "TensorBoardLogger" in _kinds(logger):
+    if "TensorBoardLogger" in kinds(logger):
         rows = "\n".join(f"| {name} | {str(value).replace('|', '/')} |" for name, value in card.items())
         logger.experiment.add_text(key, f"| | |\n| --- | --- |\n{rows}", step)
-    if "WandbLogger" in _kinds(logger):
+    if "WandbLogger" in kinds(logger):
         logger.experiment.config.update({key: dict(card)}, allow_val_change=True)
 
 
 def write_samples(logger: Any, key: str, pictures: Sequence[Image.Image], captions: Sequence[str]) -> None:
     """Add single captioned images to the row of the grid: W&B alone shows them well, at most 108 of a key."""
-    if "WandbLogger" in _kinds(logger):
+    if "WandbLogger" in kinds(logger):
         from wandb import Image as WandbImage
 
         images = [
@@ -65,13 +66,8 @@ def write_samples(logger: Any, key: str, pictures: Sequence[Image.Image], captio
 
 def alert(logger: Any, title: str, text: str) -> None:
     """Send an alert where the logger has a way to: W&B, by mail or chat as the user has set it up."""
-    if "WandbLogger" in _kinds(logger):
+    if "WandbLogger" in kinds(logger):
         logger.experiment.alert(title=title, text=text)
-
-
-def _kinds(logger: Any) -> set[str]:
-    """The names of a logger's class and of those it derives from; Lightning's own derive from namesakes in Fabric."""
-    return {base.__name__ for base in type(logger).__mro__}
 
 
 # By the name of the logger's class or of one that it derives from, so that neither package is needed here.
@@ -93,7 +89,7 @@ def find_sinks(trainer: Trainer, prefix: str) -> list[Sink]:
     if getattr(trainer, "fast_dev_run", False) or getattr(trainer, "barebones", False):
         return []
     sinks: list[Sink] = [
-        partial(sink, logger) for name, sink in SINKS.items() for logger in trainer.loggers if name in _kinds(logger)
+        partial(sink, logger) for name, sink in SINKS.items() for logger in trainer.loggers if name in kinds(logger)
     ]
     if sinks:
         return sinks

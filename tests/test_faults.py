@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -192,38 +193,28 @@ def mounted(folder, options):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def fill(folder):
+    with pytest.raises(OSError, match="No space left"):
+        (folder / "ballast").write_bytes(b"x" * 1_000_000)
+
+
+def lock(folder):
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
-def test_a_full_disk(tmp_path):
-    with mounted(tmp_path / "full", "size=256k") as folder:
-        logger = Recorder()
-        module = TinyModule()
-
-        def fill():
-            with pytest.raises(OSError, match="No space left"):
-                (folder / "ballast").write_bytes(b"x" * 1_000_000)
-
-        module.on_train_start = fill
+@pytest.mark.parametrize(
+    ("spoil", "options", "reason"), [(fill, "size=256k", "No space left"), (lock, "size=4m", "Read-only")]
+)
+def test_a_disk_that_is_full_or_read_only(tmp_path, spoil, options, reason):
+    with mounted(tmp_path / "disk", options) as folder:
+        logger, module = Recorder(), TinyModule()
+        module.on_train_start = partial(spoil, folder)
         run = trainer(callback(), logger=logger, default_root_dir=folder)
-        with pytest.warns(UserWarning, match="a picture in epoch .* failed and is left out.*No space left"):
+        with pytest.warns(UserWarning, match=f"a picture in epoch .* failed and is left out.*{reason}"):
             run.fit(module, loader(), loader())
         assert len(logger.steps("gradcam/strength")) == 3
         assert all(path.stat().st_size > 1000 for path in folder.rglob("*.jpg"))  # none is cut off
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
-def test_a_folder_that_turns_read_only(tmp_path):
-    with mounted(tmp_path / "locked", "size=4m") as folder:
-        logger = Recorder()
-        module = TinyModule()
-
-        def lock():
-            subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-
-        module.on_train_start = lock
-        run = trainer(callback(), logger=logger, default_root_dir=folder)
-        with pytest.warns(UserWarning, match="a picture in epoch .* failed and is left out.*Read-only"):
-            run.fit(module, loader(), loader())
-        assert len(logger.steps("gradcam/strength")) == 3
 
 
 # Interruptions

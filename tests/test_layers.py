@@ -134,7 +134,7 @@ def test_chooses_in_every_kind_of_torchvision_cnn(name):
     assert torch.equal(gradcam(model, images, target=1), gradcam(model, images, CNNS[name], target=1))
 
 
-TRANSFORMERS = {
+EXPERTS = {
     "vit": (
         lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, num_classes=5),
         64,
@@ -210,9 +210,9 @@ HUGGING_FACE = {
 }
 
 
-@pytest.mark.parametrize("kind", TRANSFORMERS)
+@pytest.mark.parametrize("kind", EXPERTS)
 def test_the_automatic_map_is_that_of_the_layer_an_expert_names(kind):
-    build, side, named = TRANSFORMERS[kind]
+    build, side, named = EXPERTS[kind]
     torch.manual_seed(0)
     model, images = build(), torch.rand(2, 3, side, side)
     ours = gradcam(model, images)

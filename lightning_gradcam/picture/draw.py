@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image, ImageDraw
@@ -17,6 +17,20 @@ TEXT = 13  # pixels
 LINE = 17
 PAPER, INK = "#ffffff", "#303030"
 VERDICT = {True: "#1b5e9b", False: "#b3261e", None: "#4a4a4a"}  # behind what the model says: right, wrong, unknown
+
+
+def tile_size(photos: Tensor, longer: int, least: int = 1) -> tuple[int, int]:
+    """Height and width of the tiles for photos ``(n, H, W)``: so long the longer side, and no side below the least."""
+    _, height, width = photos.shape
+    factor = longer / max(height, width)
+    return max(least, round(height * factor)), max(least, round(width * factor))
+
+
+def boxes_on_tiles(regions: Mapping[str, Tensor], photos: Tensor, size: tuple[int, int]) -> list[Tensor]:
+    """Boxes ``(n, 4)`` around each region, in pixels of tiles of this height and width."""
+    _, height, width = photos.shape
+    to_tile = torch.tensor([size[1] / width, size[0] / height] * 2)
+    return [outline_boxes(region) * to_tile for region in regions.values()]
 
 
 def outline_boxes(region: Tensor) -> Tensor:

@@ -20,12 +20,13 @@ from lightning_gradcam.picture.draw import (
     PAPER,
     TEXT,
     VERDICT,
+    boxes_on_tiles,
     draw_box,
     draw_foot,
     draw_gauge,
     draw_note,
     note_on,
-    outline_boxes,
+    tile_size,
 )
 from lightning_gradcam.picture.overlay import overlay, strongest
 from lightning_gradcam.picture.text import fit, load_font
@@ -76,10 +77,9 @@ def filmstrip(
     Returns:
         A picture of at most 1,000 pixels in width, whatever the number of observations.
     """
-    r, height, width = photos.shape
-    factor = _TILE / max(height, width)
-    size = max(8, round(width * factor)), max(8, round(height * factor))
-    rows_columns = size[1], size[0]
+    r = len(photos)
+    rows_columns = tile_size(photos, _TILE, least=8)
+    size = rows_columns[1], rows_columns[0]
     shown = [frames[i] for i in columns(frames)]
     across, down = max(size[0], _TILE // 2) + GUTTER, size[1] + _BAR + GUTTER
     spark = GUTTER + (1 + len(shown)) * across
@@ -96,8 +96,7 @@ def filmstrip(
     bare = torch.zeros(r, 1, 1)
     strips = [overlay(photos, bare, rows_columns, colormap)]
     strips += [overlay(photos, frame.maps, rows_columns, colormap, peak if scale == "run" else None) for frame in shown]
-    to_tile = torch.tensor([size[0] / width, size[1] / height] * 2)
-    boxes = [outline_boxes(region) * to_tile for region in regions.values()]
+    boxes = boxes_on_tiles(regions, photos, rows_columns)
     drifts = torch.stack([frame.drift for frame in frames], 1)
     for row in range(r):
         top = LINE + row * down

@@ -18,12 +18,13 @@ from lightning_gradcam.picture.draw import (
     PAPER,
     TEXT,
     VERDICT,
+    boxes_on_tiles,
     draw_box,
     draw_foot,
     draw_gauge,
     draw_note,
     note_on,
-    outline_boxes,
+    tile_size,
 )
 from lightning_gradcam.picture.overlay import overlay, strongest
 from lightning_gradcam.picture.text import fit, load_font
@@ -124,9 +125,8 @@ def grid(
         colormap: A key of :data:`~lightning_gradcam.picture.overlay.COLORMAPS`.
         font: A TrueType file; ``None`` for the package's own.
     """
-    n, height, width = photos.shape
-    factor = tile / max(height, width)
-    tile_height, tile_width = max(1, round(height * factor)), max(1, round(width * factor))
+    n = len(photos)
+    tile_height, tile_width = tile_size(photos, tile)
     cell_width = max(tile_width, tile // 2)  # the strip needs some width whatever the images' shape
     rows = -(-n // _COLUMNS)
     columns = -(-n // rows)
@@ -140,10 +140,7 @@ def grid(
     draw = ImageDraw.Draw(canvas)
     letters = load_font(font, TEXT)
 
-    boxes = [
-        outline_boxes(region) * torch.tensor([tile_width / width, tile_height / height] * 2)
-        for region in regions.values()
-    ]
+    boxes = boxes_on_tiles(regions, photos, (tile_height, tile_width))
     own = strongest(maps)
     peak = own if peak is None else torch.maximum(peak, own)
     shares = (own / peak).nan_to_num(0)
@@ -168,9 +165,7 @@ def tiles(
     photos: Tensor, maps: Tensor, captions: Sequence[Caption], tile: int, colormap: str
 ) -> tuple[list[Image.Image], list[str]]:
     """Each sample's map over its photo as a picture of its own, and its caption in one line."""
-    _, height, width = photos.shape
-    factor = tile / max(height, width)
-    pictures = overlay(photos, maps, (max(1, round(height * factor)), max(1, round(width * factor))), colormap).numpy()
+    pictures = overlay(photos, maps, tile_size(photos, tile), colormap).numpy()
     lines = [" · ".join(filter(None, map(" ".join, (caption.sample, caption.prediction)))) for caption in captions]
     return [Image.fromarray(picture) for picture in pictures], lines
 
