@@ -62,13 +62,10 @@ def infer(shape: Sequence[int], samples: int, image: Grid, seen: Collection[Grid
     """
     if len(shape) == 4 and shape[0] == samples:
         options = [(channels_first, (shape[2], shape[3])), (channels_last, (shape[1], shape[2]))]
-        options = [(layout, grid) for layout, grid in options if math.prod(grid) > 1]
-        for layout, grid in options:
-            if grid in seen:
-                return layout, grid
-        for layout, grid in options:
-            if grid in _patches(image):
-                return layout, grid
+        for grids in (seen, _patches(image)):
+            for layout, grid in options:
+                if grid in grids and math.prod(grid) > 1:
+                    return layout, grid
     if len(shape) == 3 and samples in shape[:2]:
         axis = 0 if shape[0] == samples else 1
         grid = _grid_of_tokens(shape[1 - axis], image, seen)
