@@ -1,6 +1,6 @@
 """Run the tests of what must never happen to a run, and write what they tried and how it ended.
 
-python benchmarks/reliability.py table.md    # ten minutes on two cores
+python benchmarks/reliability.py docs/reliability.md    # five minutes on two cores
 """
 
 from __future__ import annotations
