@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -31,15 +32,15 @@ class Batch:
     Attributes:
         images: ``(n, c, H, W)``, as the model gets them.
         labels: Class indices ``(n,)`` or ``(n, 1)``, or multi-hot ``(n, classes)``; ``None`` where there are none.
-        regions: Places to mark by name: boxes ``(n, 4)`` as x0, y0, x1, y1 in pixels, right and bottom exclusive,
-            or masks ``(n, H, W)`` with values from 0 to 1; torchvision's ``tv_tensors`` too. A box without area or an
-            empty mask means that the sample has none.
+        regions: Places to mark by name, such as ``"object"``: boxes ``(n, 4)`` as x0, y0, x1, y1 in pixels, right and
+            bottom exclusive, or masks ``(n, H, W)`` with values from 0 to 1; torchvision's ``tv_tensors`` too. A box
+            without area or an empty mask means that the sample has none. A name of letters, digits, '_', '-' or '.'.
         inputs: What ``forward_fn`` needs beside or instead of the images.
         ids: How each sample is called in pictures; filled with the dataset's indices where it is left empty.
 
     Raises:
         TypeError: If the images, labels or a region are no tensor.
-        ValueError: If a shape is not as above.
+        ValueError: If a shape or name is not as above.
     """
 
     images: Tensor
@@ -62,6 +63,7 @@ class Batch:
             )
         object.__setattr__(self, "regions", {name: _plain(region) for name, region in self.regions.items()})
         for name, region in self.regions.items():
+            check_name("the name of a region", name)
             if tuple(region.shape) not in ((n, 4), (n, height, width)):
                 raise ValueError(
                     f"region {name!r} must be boxes ({n}, 4) or masks ({n}, {height}, {width}), "
@@ -86,6 +88,14 @@ class Batch:
         cut = replace(self, ids=())
         cut = cut.apply(lambda tensor: tensor[samples] if tensor.ndim and len(tensor) == n else tensor)
         return replace(cut, ids=self.ids[samples])
+
+
+def check_name(what: str, name: object) -> None:
+    """Refuse a name that could not be a part of a tag and of a file name everywhere."""
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,63}", name):
+        raise ValueError(
+            f"{what} must be up to 64 letters, digits, '_', '-' or '.', the first a letter, digit or '_', got {name!r}"
+        )
 
 
 def _plain(region: Any) -> Tensor:

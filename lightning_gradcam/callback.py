@@ -31,7 +31,7 @@ from lightning_gradcam._lightning import (
     muted,
     sharded,
 )
-from lightning_gradcam.batch import Batch, Fingerprint, as_samples, default_batch, fixed_batch, shift
+from lightning_gradcam.batch import Batch, Fingerprint, as_samples, check_name, default_batch, fixed_batch, shift
 from lightning_gradcam.functional import Observation, observe
 from lightning_gradcam.history import ROWS, Drift, History, Moment, Reading
 from lightning_gradcam.layers import check_layers, locate
@@ -42,7 +42,7 @@ from lightning_gradcam.metrics.localization import region_masks
 from lightning_gradcam.picture.display import Display, found_class_names, found_normalization, photos
 from lightning_gradcam.picture.filmstrip import filmstrip
 from lightning_gradcam.picture.grid import Caption, captions, grid, tiles
-from lightning_gradcam.picture.text import load_font, missing_letters
+from lightning_gradcam.picture.text import load_font, missing_letters, printable
 from lightning_gradcam.sinks import Sink, alert, find_sinks, write_card, write_samples
 from lightning_gradcam.targets import Target, as_target, predicted
 
@@ -167,8 +167,7 @@ class GradCAMCallback(Callback):
     ) -> None:
         if not isinstance(every_n_epochs, int) or isinstance(every_n_epochs, bool) or every_n_epochs < 1:
             raise ValueError(f"`every_n_epochs` must be a whole number of at least 1, got {every_n_epochs!r}")
-        if not isinstance(prefix, str) or not re.fullmatch(r"[\w.-]+", prefix):
-            raise ValueError(f"`prefix` must be letters, digits, '_', '-' or '.', got {prefix!r}")
+        check_name("`prefix`", prefix)
         for name, function in (("batch_fn", batch_fn), ("forward_fn", forward_fn)):
             if not callable(function):
                 raise TypeError(f"`{name}` must be a function, got {type(function).__name__}")
@@ -491,7 +490,9 @@ class GradCAMCallback(Callback):
         parts = [name.split(".") for name in names]
         same = takewhile(lambda level: len(set(level)) == 1, zip(*(path[:-1] for path in parts), strict=False))
         common = len(list(same))
-        return {f"{self.prefix}_{'.'.join(path[common:])}": name for name, path in zip(names, parts, strict=True)}
+        # A key becomes a tag and a file name, and a `ModuleDict` takes any text as a name.
+        told = [re.sub(r"[^\w.-]", "_", ".".join(path[common:])) for path in parts]
+        return {f"{self.prefix}_{own}": name for own, name in zip(told, names, strict=True)}
 
     def _show(
         self,
@@ -567,7 +568,7 @@ class GradCAMCallback(Callback):
                 self._told.add(kind)
                 rank_zero_info(f"GradCAMCallback: {text}")
         if prefix in reading.alarms:
-            names = ", ".join(f"#{probe.batch.ids[i]}" for i in reading.alarms[prefix])
+            names = printable(", ".join(f"#{probe.batch.ids[i]}" for i in reading.alarms[prefix]))
             text = (
                 f"in epoch {trainer.current_epoch}, step {trainer.global_step}, the maps of `{probe.layers[prefix]}` "
                 f"moved: median drift {reading.numbers[f'{prefix}/drift']:.2f}, samples {names}"

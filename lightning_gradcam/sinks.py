@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -14,6 +15,7 @@ from PIL import Image
 
 from lightning_gradcam._lightning import kinds
 from lightning_gradcam.picture.encode import jpeg
+from lightning_gradcam.picture.text import printable
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -46,7 +48,9 @@ def wandb(logger: Any, key: str, picture: Image.Image, step: int) -> None:
 def write_card(logger: Any, key: str, card: Mapping[str, Any], step: int) -> None:
     """Tell a dashboard what is looked at: a table among TensorBoard's texts, an entry in W&B's config."""
     if "TensorBoardLogger" in kinds(logger):
-        rows = "\n".join(f"| {name} | {str(value).replace('|', '/')} |" for name, value in card.items())
+        # As code, since TensorBoard would render markup in a sample's name, and load what an image there points to.
+        plain = {name: printable(str(value)).replace("|", "/").replace("`", "'") for name, value in card.items()}
+        rows = "\n".join(f"| {name} | `{value}` |" for name, value in plain.items())
         logger.experiment.add_text(key, f"| | |\n| --- | --- |\n{rows}", step)
     if "WandbLogger" in kinds(logger):
         logger.experiment.config.update({key: dict(card)}, allow_val_change=True)
@@ -107,6 +111,8 @@ def find_sinks(trainer: Trainer, prefix: str) -> list[Sink]:
 def files(folder: Path, key: str, picture: Image.Image, step: int) -> None:
     """Write a JPEG file ``gradcam-grid-step=00000120.jpg``; never over one that is there, and never a part of one."""
     name = f"{key.replace('/', '-')}-step={step:08d}"
+    if len(name.encode()) > 200:  # most file systems end at 255 bytes
+        name = f"{hashlib.sha256(key.encode()).hexdigest()[:16]}-step={step:08d}"
     endings = ("" if number == 0 else f"-{number}" for number in count())
     path = next(path for ending in endings if not (path := folder / f"{name}{ending}.jpg").exists())
     part = path.with_suffix(".part")

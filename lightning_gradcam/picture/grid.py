@@ -27,7 +27,7 @@ from lightning_gradcam.picture.draw import (
     tile_size,
 )
 from lightning_gradcam.picture.overlay import overlay, strongest
-from lightning_gradcam.picture.text import fit, load_font
+from lightning_gradcam.picture.text import fit, load_font, printable
 from lightning_gradcam.targets import Prediction
 
 _COLUMNS = 6
@@ -167,7 +167,7 @@ def tiles(
     """Each sample's map over its photo as a picture of its own, and its caption in one line."""
     pictures = overlay(photos, maps, tile_size(photos, tile), colormap).numpy()
     lines = [" · ".join(filter(None, map(" ".join, (caption.sample, caption.prediction)))) for caption in captions]
-    return [Image.fromarray(picture) for picture in pictures], lines
+    return [Image.fromarray(picture) for picture in pictures], [printable(line)[:200] for line in lines]
 
 
 def _draw_strip(
