@@ -32,6 +32,7 @@ __all__ = [
     "LightningModule",
     "Trainer",
     "before_batch_transfer",
+    "check_strategy",
     "garbage_collection_cuda",
     "is_oom_error",
     "kinds",
@@ -120,7 +121,26 @@ def muted(pl_module: LightningModule) -> Iterator[None]:
 
 def sharded(trainer: Trainer) -> bool:
     """Whether each process holds a part of the model only, so that a forward is an exchange between all of them."""
-    return not kinds(trainer.strategy).isdisjoint({"ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy"})
+    return not kinds(trainer.strategy).isdisjoint({"ModelParallelStrategy", "DeepSpeedStrategy"})
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Refuse a strategy under which the module cannot be run from outside its own steps.
+
+    Raises:
+        ValueError: If the trainer has such a one.
+    """
+    strategy = trainer.strategy
+    if "FSDPStrategy" in kinds(strategy):  # the module's own parameters are then views without memory
+        why, instead = "joins a module's parameters in its own steps only", "`ModelParallelStrategy` with `fully_shard`"
+    elif getattr(strategy, "zero_stage_3", False):
+        why, instead = "of stage 3 splits the parameters of each layer, which is not proven to work", "stage 1 or 2"
+    else:
+        return
+    raise ValueError(
+        f"{type(strategy).__name__} {why}, so `GradCAMCallback` cannot run the module; "
+        f"give the trainer {instead}, or train without the callback"
+    )
 
 
 def kinds(thing: Any) -> set[str]:

@@ -23,6 +23,7 @@ from lightning_gradcam._lightning import (
     Callback,
     LightningModule,
     Trainer,
+    check_strategy,
     garbage_collection_cuda,
     is_oom_error,
     kinds,
@@ -48,6 +49,7 @@ from lightning_gradcam.targets import Target, as_target, predicted
 
 _Log = Callable[[Trainer, LightningModule, dict[str, float], int], None]
 _ENOUGH = 3  # failures in a row after which the callback is switched off
+_LAYOUT = 1  # of the state in a checkpoint; raise it with every change of what `state_dict` gives
 
 
 def default_forward(pl_module: LightningModule, batch: Batch) -> Any:
@@ -221,6 +223,7 @@ class GradCAMCallback(Callback):
         return self._generate_state_key(prefix=self.prefix)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        check_strategy(trainer)
         inherited = type(pl_module).forward.__qualname__ == "LightningModule.forward"  # of either distribution
         if self.forward_fn is default_forward and inherited:
             raise ValueError(
@@ -300,6 +303,7 @@ class GradCAMCallback(Callback):
         if self._probe is None:
             return self._restored
         return {
+            "layout": _LAYOUT,
             "fingerprint": asdict(self._probe.fingerprint),
             "layers": list(self._probe.layers.values()),
             "question": self._asked,
@@ -456,6 +460,12 @@ class GradCAMCallback(Callback):
     def _resume(self, fingerprint: Fingerprint, layers: list[str]) -> None:
         """Go on with the history of the run that is resumed, where its samples and layers are the same."""
         if not self._restored:
+            return
+        if self._restored.get("layout") != _LAYOUT:
+            rank_zero_warn(
+                "GradCAMCallback: another version of it wrote the resumed run's checkpoint, and this one cannot read "
+                "what it had seen; drift starts anew."
+            )
             return
         self._failures = self._restored["failures"]
         before, question = Fingerprint(**self._restored["fingerprint"]), self._asked

@@ -361,6 +361,38 @@ def test_another_question_is_noticed_on_resume(before, after):
     assert logger.steps("gradcam/drift") == []
 
 
+@pytest.mark.parametrize(("before", "after", "steps"), [(1, 2, [11]), (2, 1, [8, 11])])
+def test_another_rhythm_goes_on_with_the_same_history(before, after, steps):
+    torch.manual_seed(0)
+    checkpoint, logger = ModelCheckpoint("checkpoints", save_last=True), Recorder()
+    first, second = (GradCAMCallback(samples=4, every_n_epochs=every) for every in (before, after))
+    run = trainer(first, checkpoint, max_epochs=2, enable_checkpointing=True)
+    run.fit(TinyModule(), loader(), loader())
+    again = trainer(second, checkpoint, max_epochs=4, logger=logger, enable_checkpointing=True)
+    again.fit(TinyModule(), loader(), loader(), ckpt_path="checkpoints/last.ckpt")
+    assert logger.steps("gradcam/drift") == steps
+    reference, earlier = (one._history.tracks["gradcam"].reference for one in (second, first))
+    known = ~earlier.isnan()
+    assert known.any()
+    assert torch.equal(reference[known], earlier[known])
+
+
+@pytest.mark.parametrize("spoil", [lambda state: state.pop("layout"), lambda state: state.update(layout=2, history=[])])
+def test_a_checkpoint_of_another_version_is_refused_in_words_and_the_run_goes_on(spoil):
+    checkpoint, logger = ModelCheckpoint("checkpoints", save_last=True), Recorder()
+    callback = GradCAMCallback(samples=4)
+    run = trainer(callback, checkpoint, max_epochs=1, enable_checkpointing=True)
+    run.fit(TinyModule(), loader(), loader())
+    saved = torch.load("checkpoints/last.ckpt", weights_only=True)
+    spoil(saved["callbacks"][callback.state_key])
+    torch.save(saved, "checkpoints/other.ckpt")
+    again = trainer(GradCAMCallback(samples=4), checkpoint, max_epochs=3, logger=logger, enable_checkpointing=True)
+    with pytest.warns(UserWarning, match="another version of it wrote the resumed run's checkpoint.*drift starts anew"):
+        again.fit(TinyModule(), loader(), loader(), ckpt_path="checkpoints/other.ckpt")
+    assert logger.steps("gradcam/strength") == [5, 8]
+    assert logger.steps("gradcam/drift") == [8]
+
+
 class Shift:
     def __call__(self, output, batch):
         return output[:, 0]
@@ -515,13 +547,13 @@ class NoForward(pl.LightningModule):
     [
         ({"every_n_epochs": 0}, ValueError, "`every_n_epochs` must be a whole number of at least 1, got 0"),
         ({"every_n_epochs": 1.5}, ValueError, "`every_n_epochs` must be a whole number of at least 1, got 1.5"),
-        ({"prefix": ""}, ValueError, "`prefix` must be letters, digits, .* got ''"),
-        ({"prefix": 3}, ValueError, "`prefix` must be letters, digits, .* got 3"),
+        ({"prefix": ""}, ValueError, "`prefix` must be up to 64 letters, digits, .* got ''"),
+        ({"prefix": 3}, ValueError, "`prefix` must be up to 64 letters, digits, .* got 3"),
         ({"every_n_epochs": True}, ValueError, "`every_n_epochs` must be a whole number of at least 1, got True"),
         ({"batch_fn": 3}, TypeError, "`batch_fn` must be a function, got int"),
         ({"forward_fn": None}, TypeError, "`forward_fn` must be a function, got NoneType"),
         ({"display": {}}, TypeError, "`display` must be a `Display`, got dict"),
-        ({"prefix": "a/b"}, ValueError, "`prefix` must be letters, digits, .* got 'a/b'"),
+        ({"prefix": "a/b"}, ValueError, "`prefix` must be up to 64 letters, digits, .* got 'a/b'"),
         ({"samples": 0}, ValueError, "`samples` must be at least 1, got 0"),
         ({"target": "class"}, ValueError, "`target` must be one of"),
         ({"method": "cam"}, ValueError, "`method` must be one of"),
@@ -581,6 +613,28 @@ def test_module_without_forward():
     callback = GradCAMCallback(forward_fn=lambda module, batch: module.model(batch.images))
     trainer(callback).fit(module, loader(), loader())
     assert len(pictures()["gradcam-grid"]) == 3
+
+
+class FSDPStrategy(SingleDeviceStrategy):
+    """By this name; Lightning's own cannot be made without a GPU."""
+
+
+class DeepSpeedStrategy(SingleDeviceStrategy):
+    zero_stage_3 = True
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (FSDPStrategy, "FSDPStrategy joins a module's parameters in its own steps only.*give the trainer `ModelParal"),
+        (DeepSpeedStrategy, "DeepSpeedStrategy of stage 3 splits the parameters.*give the trainer stage 1 or 2"),
+    ],
+)
+def test_strategies_that_leave_no_model_to_run(strategy, message):
+    module = TinyModule()
+    module.on_fit_start = lambda: pytest.fail("the fit began")
+    with pytest.raises(ValueError, match=message):
+        trainer(GradCAMCallback(), strategy=strategy("cpu")).fit(module, loader(), loader())
 
 
 def test_a_process_whose_capture_fails_is_agreed_upon_before_any_exchange():

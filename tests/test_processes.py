@@ -16,7 +16,7 @@ from tiny import Augmented, TinyModule, loader
 from lightning_gradcam import GradCAMCallback
 
 torch.set_num_threads(1)
-how, kind, devices, fault = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+how, kind, devices, fault, epochs, resume = *sys.argv[1:3], int(sys.argv[3]), *sys.argv[4:]
 
 
 class Unused(TinyModule):
@@ -53,11 +53,14 @@ def target(output, batch):
     return output.gather(1, batch.labels.to(output.device)[:, None])[:, 0]
 
 
+save = pl.callbacks.ModelCheckpoint("saved", save_last=True)
 module, callback = modules.get(kind, TinyModule)(), GradCAMCallback(samples=5, target=target)
-trainer = pl.Trainer(callbacks=[callback] if how == "with" else [], max_epochs=3, accelerator="cpu", devices=devices,
+callbacks = [save, callback] if how == "with" else [save]
+trainer = pl.Trainer(callbacks=callbacks, max_epochs=int(epochs), accelerator="cpu", devices=devices,
                      strategy=strategies[kind](), logger=False, enable_progress_bar=False, enable_model_summary=False,
-                     enable_checkpointing=False, num_sanity_val_steps=0)
-trainer.fit(module, loader(Augmented(), shuffle=True, batch_size=4), loader(Augmented(), batch_size=4))
+                     num_sanity_val_steps=0)
+trainer.fit(module, loader(Augmented(), shuffle=True, batch_size=4), loader(Augmented(), batch_size=4),
+            ckpt_path=resume or None)
 values = [getattr(value, "full_tensor", lambda: value)() for value in module.state_dict().values()]
 weights = hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()
 numbers = {key: value.item() for key, value in trainer.callback_metrics.items() if "seconds" not in key}
@@ -65,21 +68,22 @@ result = {"weights": weights, "numbers": {key: value for key, value in numbers.i
 if callback._probe:
     result |= {"ids": list(callback._probe.batch.ids), "fingerprint": vars(callback._probe.fingerprint)}
     result |= {"layer": list(callback._probe.layouts)}
+    result |= {"epochs": [frame.epoch for frame in callback._history.tracks["gradcam"].frames]}
 with open(f"{how}-{trainer.global_rank}.json", "w") as file:
     json.dump(result, file)
 torch.distributed.destroy_process_group()  # else a thread of it may end the process with an error now and then
 """
 
 
-def launch(how, kind="ddp", devices=2, fault="none"):
+def launch(how, kind="ddp", devices=2, fault="none", epochs=3, resume=""):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     Path("run.py").write_text(SCRIPT)
-    command = [sys.executable, "run.py", how, kind, str(devices), fault]
+    command = [sys.executable, "run.py", how, kind, str(devices), fault, str(epochs), resume]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
 
 
-def run(how, kind="ddp", devices=2, fault="none"):
-    done = launch(how, kind, devices, fault)
+def run(how, kind="ddp", devices=2, **options):
+    done = launch(how, kind, devices, **options)
     assert done.returncode == 0, done.stderr
     return [json.loads(Path(f"{how}-{rank}.json").read_text()) for rank in range(devices)], done.stderr
 
@@ -122,3 +126,16 @@ def test_where_the_model_is_sharded_such_a_failure_ends_the_job():
     done = launch("with", "sharded", fault="fault")
     assert done.returncode != 0
     assert "boom on one process" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 4])
+def test_resumed_on_another_number_of_processes(devices):
+    run("with", devices=2, epochs=2)
+    (first, *others), said = run("with", devices=devices, epochs=3, resume="saved/last.ckpt")
+    (without, *_), _ = run("without", devices=devices, epochs=3, resume="saved/last.ckpt")
+    assert all(other == first for other in others)
+    assert first["weights"] == without["weights"]
+    assert first["epochs"] == [-1, 0, 1, 2]
+    assert {"gradcam/drift", "gradcam/drift_from_reference"} <= set(first["numbers"])
+    assert "anew" not in said

@@ -52,6 +52,14 @@ def test_compiled_whole_in_part_and_the_layer_itself(net, images, expected, laye
     assert torch.equal(gradcam(model, images, layer, target=1), expected)
 
 
+def test_batch_norm_of_several_processes(net, images, expected):
+    """It trains on GPUs only; we run it as any BatchNorm, in eval mode, where processes exchange nothing."""
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(net).train()
+    assert isinstance(model[1], nn.SyncBatchNorm)
+    assert torch.equal(gradcam(model, images, LAYER, target=1), expected)
+    assert model.training
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True:UserWarning")
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("start", [4, 6])
