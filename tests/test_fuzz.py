@@ -90,6 +90,7 @@ def check_a_map(case):
     assert [parameter.requires_grad for parameter in model.parameters()] == [True] * 4 + [False] * 2
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+    return refusal != "`"
 
 
 GOOD = {
@@ -117,6 +118,7 @@ def check_the_constructor(arguments):
     except (ValueError, TypeError) as error:
         refusal = str(error)
     assert "`" in refusal
+    return refusal != "`"
 
 
 NESTED = st.recursive(
@@ -130,6 +132,13 @@ NESTED = st.recursive(
 )
 
 
+NEARLY = st.tuples(
+    st.sampled_from([torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4), torch.rand(3, 4, 4), torch.rand(0, 3, 4, 4)]),
+    st.sampled_from([torch.arange(2), torch.arange(2)[:, None], torch.eye(2), None, torch.arange(3), "one"]),
+    st.sampled_from([tuple, list, lambda pair: dict(zip(("image", "label"), pair, strict=True))]),
+).map(lambda drawn: drawn[2](drawn[:2]))
+
+
 def check_a_batch(batch):
     refusal = "`"
     try:
@@ -137,28 +146,36 @@ def check_a_batch(batch):
     except ValueError as error:
         refusal = str(error)
     assert "`" in refusal
+    return refusal != "`"
 
 
 KINDS = {
     "map": (check_a_map, cases()),
     "constructor": (check_the_constructor, st.fixed_dictionaries({}, optional=ARGUMENTS)),
-    "batch": (check_a_batch, NESTED),
+    "batch": (check_a_batch, NESTED | NEARLY),
 }
 
 
-def fuzz(kind, examples):
+def fuzz(kind, examples, record):
+    """Try so many examples, and write into the test report how many there were and how many were refused."""
     check, strategy = KINDS[kind]
+    outcomes = []
     quiet = [HealthCheck.too_slow, HealthCheck.data_too_large]
-    settings(max_examples=examples, deadline=None, suppress_health_check=quiet)(given(strategy)(check))()
+    many = settings(max_examples=examples, deadline=None, suppress_health_check=quiet)
+    many(given(strategy)(lambda example: outcomes.append(check(example))))()
+    assert len(outcomes) >= examples
+    assert 0 < sum(outcomes) < len(outcomes)
+    record("examples", len(outcomes))
+    record("refused", sum(outcomes))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_some(kind):
-    fuzz(kind, 60)
+def test_some(kind, record_property):
+    fuzz(kind, 60, record_property)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", KINDS)
-def test_many(kind):
-    fuzz(kind, 1000)
+def test_many(kind, record_property):
+    fuzz(kind, 1000, record_property)
