@@ -5,6 +5,7 @@ from lightning_gradcam.callback import GradCAMCallback
 from lightning_gradcam.functional import gradcam
 from lightning_gradcam.history import Drift
 from lightning_gradcam.picture.display import Display
+from lightning_gradcam.record import Record
 from lightning_gradcam.targets import DetectionTarget, SegmentationTarget
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Display",
     "Drift",
     "GradCAMCallback",
+    "Record",
     "SegmentationTarget",
     "balanced",
     "gradcam",

@@ -252,17 +252,19 @@ class Fingerprint:
     Attributes:
         identity: Hash of the dataset's length, the samples' ids and their labels: which samples these are.
         pixels: Hash of the images: another resolution or precision changes it, and they are the same samples still.
+        length: The dataset's length, ``None`` where that is not known.
     """
 
     identity: str
     pixels: str
+    length: int | None = None
 
     @classmethod
     def of(cls, batch: Batch, length: int | None) -> Fingerprint:
         labels = None if batch.labels is None else batch.labels.tolist()
         identity = repr((length, list(batch.ids), labels)).encode()
         pixels = batch.images.float().contiguous().numpy().tobytes()
-        return cls(hashlib.sha256(identity).hexdigest(), hashlib.sha256(pixels).hexdigest())
+        return cls(hashlib.sha256(identity).hexdigest(), hashlib.sha256(pixels).hexdigest(), length)
 
 
 def fixed_batch(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 from itertools import takewhile
 from numbers import Integral
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
@@ -44,7 +45,8 @@ from lightning_gradcam.picture.display import Display, found_class_names, found_
 from lightning_gradcam.picture.filmstrip import filmstrip
 from lightning_gradcam.picture.grid import Caption, captions, grid, tiles
 from lightning_gradcam.picture.text import load_font, missing_letters, printable
-from lightning_gradcam.sinks import Sink, alert, find_sinks, write_card, write_samples
+from lightning_gradcam.record import Writer, sample_rows
+from lightning_gradcam.sinks import Sink, alert, find_sinks, leaves_nothing, run_folder, write_card, write_samples
 from lightning_gradcam.targets import Target, as_target, predicted
 
 _Log = Callable[[Trainer, LightningModule, dict[str, float], int], None]
@@ -140,6 +142,8 @@ class GradCAMCallback(Callback):
             in cells, the tokens before them being a prefix; or a function ``output -> (n, c, h, w)``.
         drift: What drift is measured against, and when to warn of it.
         display: How pictures look.
+        record: Whether to keep maps and numbers on disk, for :class:`Record` and the command ``lightning-gradcam``:
+            in ``<prefix>/`` in the run's folder, or in the folder that is named. About 5 KB an observation.
         prefix: What every key starts with.
         on_error: What to do when an observation fails once the set-up is proven: ``"warn"`` says so, counts it in
             ``failures``, goes on, and gives up after three in a row; ``"raise"`` ends the run. Where the model is
@@ -164,6 +168,7 @@ class GradCAMCallback(Callback):
         grid: Grid | Layout | None = None,
         drift: Drift = Drift(),  # noqa: B008  # frozen
         display: Display = Display(),  # noqa: B008  # frozen
+        record: bool | str | Path = True,
         prefix: str = "gradcam",
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
@@ -183,6 +188,8 @@ class GradCAMCallback(Callback):
                 f"`Drift(reference={drift.reference})` names an epoch that `every_n_epochs={every_n_epochs}` leaves "
                 f"out; one nearby is {nearest}"
             )
+        if not isinstance(record, (bool, str, Path)):
+            raise TypeError(f"`record` must be True, False or a folder, got {type(record).__name__}")
         if not isinstance(display, Display):
             raise TypeError(f"`display` must be a `Display`, got {type(display).__name__}")
         self.target_layer = check_layers(target_layer, grid)
@@ -195,6 +202,7 @@ class GradCAMCallback(Callback):
         self.forward_fn = forward_fn
         self.drift = drift
         self.display = display
+        self.record = record
         self.prefix = prefix
         self.on_error = on_error
         self._question = f"target {_name(target)} · {_name(method)}"
@@ -204,6 +212,8 @@ class GradCAMCallback(Callback):
         """Start as for a new run."""
         self._probe: _Probe | None = None
         self._sinks: list[Sink] | None = None
+        self._writer: Writer | None = None
+        self._continued: dict[str, str] | None = None  # the record of the run that is resumed
         self._history = History(self.prefix, self.drift, self.method in SIGNED, self.target is predicted)
         self._restored: dict[str, Any] = {}  # the state of the run that is resumed
         self._told: set[str] = set()  # what has been said once
@@ -216,7 +226,7 @@ class GradCAMCallback(Callback):
         self._fitted_by: int | None = None  # the trainer whose samples and folder these are
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_probe": None, "_sinks": None}
+        return vars(self) | {"_probe": None, "_sinks": None, "_writer": None}
 
     @property
     def state_key(self) -> str:
@@ -309,6 +319,7 @@ class GradCAMCallback(Callback):
             "question": self._asked,
             "failures": self._failures,
             "history": self._history.state(),
+            "record": {"id": self._writer.id, "folder": str(self._writer.folder)} if self._writer else None,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -485,6 +496,7 @@ class GradCAMCallback(Callback):
             )
         else:
             self._history.restore(self._restored["history"])
+            self._continued = self._restored["record"]
             if before.pixels != fingerprint.pixels:
                 rank_zero_warn("GradCAMCallback: the pixels of the fixed batch are not those of the resumed run.")
 
@@ -515,7 +527,12 @@ class GradCAMCallback(Callback):
     ) -> None:
         """Draw the pictures of each layer and hand them to the loggers; without ``step`` only draw."""
         if self._sinks is None:
-            self._sinks = find_sinks(trainer, self.prefix)
+            folder = run_folder(trainer, self.prefix)
+            self._sinks = find_sinks(trainer, folder)
+            if self.record is not False and trainer.state.fn == "fit" and not leaves_nothing(trainer):
+                self._writer = self._open_record(trainer, probe, folder)
+        if self._writer and moment is not None:
+            self._keep(self._writer, trainer, probe, observation, reading, moment)
         when = f"epoch {trainer.current_epoch} · step {step}" if trainer.global_step else "before training"
         for prefix, maps in probe.maps(observation).items():
             drift = reading.drift[prefix]
@@ -534,6 +551,65 @@ class GradCAMCallback(Callback):
         if moment is not None and moment.epoch < 0:
             for logger in trainer.loggers:
                 write_card(logger, f"{self.prefix}/probe", self._card(probe, observation), step or 0)
+
+    def _open_record(self, trainer: Trainer, probe: _Probe, folder: Path) -> Writer:
+        """Claim a folder for the record, and write there what is the same for all observations."""
+        batch = probe.batch
+        run = folder.parent
+        name = f"{run.parent.name}_{run.name}" if re.fullmatch(r"version_\d+", run.name) else run.resolve().name
+        if not isinstance(self.record, bool):
+            folder = Path(self.record)
+            name = folder.resolve().name
+        about = {
+            "name": name,
+            "settings": {
+                "model": type(trainer.lightning_module).__name__,
+                "layers": probe.layers,
+                "question": self._question,
+                "every_n_epochs": self.every_n_epochs,
+                "precision": str(trainer.precision),
+            },
+            "fingerprint": asdict(probe.fingerprint),
+            "ids": [one if isinstance(one, int) else str(one) for one in batch.ids],
+            "labels": None if batch.labels is None else batch.labels.tolist(),
+            "class_names": None if probe.class_names is None else list(probe.class_names),
+        }
+        regions = {name: region.numpy() for name, region in batch.regions.items()}
+        grey = (probe.photos * 255).round().byte().numpy()
+        try:
+            return Writer(folder, about, grey, regions, self._continued, trainer.global_step)
+        except OSError as error:
+            raise ValueError(
+                f"the record cannot be written to {str(folder)!r}: {error}; give `record=` another folder, or False"
+            ) from error
+
+    def _keep(
+        self,
+        writer: Writer,
+        trainer: Trainer,
+        probe: _Probe,
+        observation: Observation,
+        reading: Reading,
+        moment: Moment,
+    ) -> None:
+        """Add an observation to the record."""
+        labels, prediction = probe.batch.labels, observation.prediction
+        try:
+            writer.write(
+                moment.epoch,
+                trainer.global_step,
+                {prefix: maps.numpy() for prefix, maps in probe.maps(observation).items()},
+                sample_rows(
+                    observation.scores.numpy(),
+                    None if prediction is None else prediction.probabilities.float().numpy(),
+                    None if prediction is None else prediction.classes.numpy(),
+                    None if prediction is None or prediction.right is None else prediction.right.numpy(),
+                    None if labels is None else labels.numpy(),
+                ),
+                reading.numbers,
+            )
+        except Exception as error:  # the pictures shall still be drawn
+            _warn(trainer, "the record of the observation", error)
 
     def _grid(self, probe: _Probe, prefix: str, maps: Tensor, under: Sequence[Caption], when: str) -> Image:
         track = self._history.tracks.get(prefix)

@@ -82,22 +82,24 @@ SINKS: dict[str, Callable[[Any, str, Image.Image, int], None]] = {
 }
 
 
-def find_sinks(trainer: Trainer, prefix: str) -> list[Sink]:
-    """A sink for each of the trainer's loggers that takes pictures; where none does, files in the run's folder.
+def leaves_nothing(trainer: Trainer) -> bool:
+    """Whether Lightning writes nothing to disk: with ``fast_dev_run`` or ``barebones``."""
+    return bool(getattr(trainer, "fast_dev_run", False) or getattr(trainer, "barebones", False))
 
-    With ``fast_dev_run`` or ``barebones`` there are none: Lightning leaves nothing on disk then.
+
+def find_sinks(trainer: Trainer, folder: Path) -> list[Sink]:
+    """A sink for each of the trainer's loggers that takes pictures; where none does, files in the folder.
 
     Raises:
         ValueError: If the folder cannot be made.
     """
-    if getattr(trainer, "fast_dev_run", False) or getattr(trainer, "barebones", False):
+    if leaves_nothing(trainer):
         return []
     sinks: list[Sink] = [
         partial(sink, logger) for name, sink in SINKS.items() for logger in trainer.loggers if name in kinds(logger)
     ]
     if sinks:
         return sinks
-    folder = run_folder(trainer, prefix)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -127,15 +129,20 @@ def run_folder(trainer: Trainer, prefix: str) -> Path:
     """The folder of this run for what we write: beside the checkpoints, where ``ModelCheckpoint`` puts them.
 
     That is ``save_dir/name/version/prefix`` of the first logger. Without loggers runs share the trainer's
-    ``default_root_dir``, so the folder gets a number where the name is taken.
+    ``default_root_dir``, so the folder gets a number where the name is taken. A folder on a remote store is replaced
+    by the trainer's, or by the working directory.
     """
+    root = _local(trainer.default_root_dir)
     if trainer.loggers:
         logger = trainer.loggers[0]
         version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-        return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version, prefix)
-    root = Path(trainer.default_root_dir)
+        return Path(_local(logger.save_dir or root, root), str(logger.name), version, prefix)
     folder, number = root / prefix, 0
     while folder.exists():
         number += 1
         folder = root / f"{prefix}_{number}"
     return folder
+
+
+def _local(folder: str | Path, otherwise: str | Path = ".") -> Path:
+    return Path(otherwise if "://" in str(folder) else folder)

@@ -1,0 +1,254 @@
+"""The record of a run: what is in it, that it can be read at any time, and what is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from test_callback import Recorder, fit
+from test_faults import run_script
+from tiny import Images, TinyModule, loader, trainer
+
+from lightning_gradcam import Batch, GradCAMCallback, Record
+from lightning_gradcam.record import Writer, sample_rows
+
+
+def boxes(batch):
+    corner = torch.tensor([[0, 0, 8, 8]]).expand(len(batch[0]), 4)
+    return Batch(*batch, regions={"corner": corner, "all": torch.ones(len(batch[0]), 16, 16)})
+
+
+def about(**options):
+    settings = {"layers": {"gradcam": "net.5"}}
+    ids = {"ids": [0, 1], "labels": [0, 1], "class_names": None}
+    return {"name": "run", "settings": settings, "fingerprint": {"identity": "x"}} | ids | options
+
+
+def written(folder, observations=3):
+    writer = Writer(Path(folder), about(), np.zeros((2, 16, 16), np.uint8), {})
+    for epoch in range(observations):
+        maps = {"gradcam": np.full((2, 4, 4), epoch, np.float32)}
+        samples = sample_rows(np.zeros(2), None, None, None, None)
+        writer.write(epoch, 10 * epoch, maps, samples, {"gradcam/drift": np.nan if epoch == 0 else epoch / 10})
+    return writer
+
+
+def test_a_run_leaves_what_it_logged():
+    logger = TensorBoardLogger(".", name="", version="strong")
+    recorder = Recorder()
+    callback = GradCAMCallback(samples=4, batch_fn=boxes)
+    run = trainer(callback, logger=[logger, recorder], max_epochs=3)
+    run.fit(TinyModule(), loader(), loader())
+    record = Record.open("strong")
+    assert record.path == Path("strong/gradcam")
+    assert record.name == "strong"
+    assert record.epochs.tolist() == [-1, 0, 1, 2]
+    assert record.steps.tolist() == [0, 3, 6, 9]
+    assert record.about["ids"] == [0, 6, 12, 18]
+    assert record.about["labels"] == [0, 0, 0, 0]
+    assert record.about["class_names"] == ["ant", "bee", "crab"]
+    assert record.about["fingerprint"]["length"] == 24
+    assert record.about["settings"] == {
+        "model": "TinyModule",
+        "layers": {"gradcam": "net.5"},
+        "question": "target label · gradcam",
+        "every_n_epochs": 1,
+        "precision": "32-true",
+    }
+    assert record.regions["corner"].tolist() == [[0, 0, 8, 8]] * 4
+    assert record.regions["all"].shape == record.photos.shape == (4, 16, 16)
+    assert record.maps["gradcam"].shape == (4, 4, 8, 8)
+    assert record.maps["gradcam"].dtype == np.float32
+    assert np.array_equal(record.maps["gradcam"][-1], callback._history.tracks["gradcam"].previous.numpy())
+    for key in ("gradcam/strength", "gradcam/mass_corner", "gradcam/empty_fraction"):
+        finite = [row[key] for row in record.table() if np.isfinite(row[key])]
+        assert finite == pytest.approx(recorder.values(key))
+    assert record.frame()["gradcam/strength"].tolist() == [row["gradcam/strength"] for row in record.table()]
+    assert np.isnan(record.table()[0]["gradcam/drift"])
+
+
+def test_samples_hold_what_the_model_says_of_each():
+    logits = torch.tensor([[0.0, 0.0], [9.0, 1.0], [0.0, 3.0]])
+    probabilities = logits.softmax(1).numpy()
+    rows = sample_rows(
+        np.array([1.0, 2.0, 3.0]), probabilities, np.array([0, 0, 1]), np.array([1, 0, 0]), np.array([0, 1, 7])
+    )
+    assert rows["score"].tolist() == [1, 2, 3]
+    assert rows["predicted"].tolist() == [0, 0, 1]
+    assert rows["right"].tolist() == [1, 0, 0]
+    assert rows["confidence"] == pytest.approx(probabilities.max(1))
+    assert rows["of_label"] == pytest.approx([0.5, probabilities[1, 1], np.nan], nan_ok=True)
+    unknown = sample_rows(np.zeros(1), None, None, None, None)
+    assert (unknown["predicted"], unknown["right"]) == (-1, -1)
+    assert np.isnan([unknown["confidence"], unknown["of_label"]]).all()
+
+
+def test_an_observation_takes_little_room():
+    class Large(Images):
+        def __init__(self):
+            super().__init__(length=16, size=14)
+
+    keys = {"samples": 16, "batch_fn": lambda batch: Batch(*batch, regions={"a": torch.ones(16, 14, 14)})}
+    trainer(GradCAMCallback(**keys)).fit(TinyModule(), loader(Large(), 16), loader(Large(), 16))
+    record = Record.open("gradcam")
+    assert record.maps["gradcam"].shape[1:] == (16, 7, 7)
+    assert max(file.stat().st_size for file in record.path.glob("step=*")) < 20_000
+
+
+@pytest.mark.parametrize("options", [{"record": False}, {"record": "elsewhere/weak"}])
+def test_a_place_of_ones_own_or_none(options):
+    fit(GradCAMCallback(samples=2, **options))
+    found = [path.parent for path in Path().rglob("record.json")]
+    assert found == ([] if options["record"] is False else [Path("elsewhere/weak")])
+    if found:
+        assert Record.open("elsewhere/weak").name == "weak"
+
+
+def test_a_fast_dev_run_leaves_none():
+    trainer(GradCAMCallback(samples=2, record="here"), fast_dev_run=True).fit(TinyModule(), loader(), loader())
+    assert not Path("here").exists()
+
+
+def test_two_runs_never_share_a_folder():
+    for _ in range(2):
+        fit(GradCAMCallback(samples=2, record="same"))
+    assert Record.open("same").about["id"] != Record.open("same_1").about["id"]
+    assert Record.open("same").epochs.tolist() == Record.open("same_1").epochs.tolist() == [-1, 0, 1]
+
+
+@pytest.mark.parametrize("version", ["same", "other"])
+def test_a_resumed_run_goes_on_with_its_record(version):
+    save = ModelCheckpoint("saved", save_last=True, save_top_k=-1, filename="{epoch}")
+
+    def run(epochs, version, ckpt_path=None):
+        logger = TensorBoardLogger(".", name="", version=version)
+        options = {"logger": logger, "max_epochs": epochs, "enable_checkpointing": True}
+        trainer(GradCAMCallback("net.4", samples=2), save, **options).fit(
+            TinyModule(), loader(), loader(), ckpt_path=ckpt_path
+        )
+        return Record.open(version)
+
+    first = run(3, "same")
+    second = run(4, version, "saved/epoch=1.ckpt")  # the run had gone further than the state that is resumed
+    assert second.epochs.tolist() == [-1, 0, 1, 2, 3]
+    assert second.about["id"] == first.about["id"]
+    assert np.array_equal(second.maps["gradcam"][:3], first.maps["gradcam"][:3])
+    superseded = list(Path("same/gradcam").glob("*.superseded"))
+    assert len(superseded) == (version == "same")  # set aside, not deleted
+    assert (len(Record.open("same").epochs) == 4) == (version == "other")
+
+
+def test_a_resumed_run_with_other_samples_starts_a_record_of_its_own():
+    save = ModelCheckpoint("saved", save_last=True)
+    for samples, epochs, ckpt_path in (([0, 1], 1, None), ([2, 3], 2, "saved/last.ckpt")):
+        logger = TensorBoardLogger(".", name="", version="a")
+        callback = GradCAMCallback("net.4", samples=samples)
+        run = trainer(callback, save, logger=logger, max_epochs=epochs, enable_checkpointing=True)
+        if ckpt_path:
+            with pytest.warns(UserWarning, match="drift starts anew"):
+                run.fit(TinyModule(), loader(), loader(), ckpt_path=ckpt_path)
+        else:
+            run.fit(TinyModule(), loader(), loader())
+    assert Record.open("a/gradcam").epochs.tolist() == [-1, 0]
+    assert Record.open("a/gradcam_1").epochs.tolist() == [1]
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_a_record_that_opens():
+    run_script(signal="SIGKILL")
+    assert Record.open("recorder/version_0").epochs.tolist() == [-1, 0, 1]
+    assert run_script(resume="saved/last.ckpt").returncode == 0
+    assert Record.open("recorder/version_0").epochs.tolist() == [-1, 0, 1, 2, 3]
+
+
+def test_a_reader_never_finds_a_part():
+    """A process writes as fast as it can while this one reads."""
+    script = (
+        "import sys; sys.path[:] = {path!r}; import torch; from test_record import *\n"
+        "writer = written('run', 1)\n"
+        "print('ready', flush=True)\n"
+        "for epoch in range(1, 400):\n"
+        "    samples = sample_rows(np.zeros(2), None, None, None, None)\n"
+        "    writer.write(epoch, epoch, {{'gradcam': np.zeros((2, 40, 40), np.float32)[:, :4, :4]}}, samples, {{}})\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script.format(path=sys.path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        seen = [len(Record.open("run").epochs)]
+        while process.poll() is None:
+            seen.append(len(Record.open("run").epochs))
+    assert process.returncode == 0
+    assert seen == sorted(seen)
+    assert len(Record.open("run").epochs) == 400
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_training():
+    Path("file").write_text("")
+    module = TinyModule()
+    module.training_step = lambda *args: pytest.fail("training began")
+    with pytest.raises(ValueError, match=r"the record cannot be written to 'file/run'.*give `record=` another folder"):
+        trainer(GradCAMCallback(samples=2, record="file/run")).fit(module, loader(), loader())
+    with pytest.raises(TypeError, match="`record` must be True, False or a folder, got int"):
+        GradCAMCallback(record=3)
+
+
+def spoil_json(**changes):
+    def spoil(folder):
+        content = json.loads((folder / "record.json").read_text())
+        (folder / "record.json").write_text(json.dumps(content | changes))
+
+    return spoil
+
+
+def object_array(folder):
+    np.savez(folder / "step=00000099-epoch=9.npz", samples=np.array([{}], dtype=object))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda folder: (folder / "record.json").unlink(), FileNotFoundError, "has no 'record.json'; give the folder"),
+        (lambda folder: (folder / "record.json").write_text("{"), ValueError, "is damaged or of another program"),
+        (lambda folder: (folder / "record.json").write_text("[]"), ValueError, "is damaged or of another program"),
+        (
+            lambda folder: (folder / "record.json").write_text('{"schema": 1}'),
+            ValueError,
+            "it lacks class_names",
+        ),
+        (spoil_json(schema=7), ValueError, "has schema 7, this version of lightning_gradcam reads 1"),
+        (spoil_json(settings={"layers": {"other": ""}}), ValueError, "its files do not fit each other"),
+        (lambda folder: (folder / "samples.npz").unlink(), ValueError, "is damaged, it has no 'samples.npz'"),
+        (
+            lambda folder: (folder / "step=00000010-epoch=1.npz").write_bytes(b"PK\x03\x04"),
+            ValueError,
+            "step=00000010-epoch=1.npz' is damaged: .*; take it away",
+        ),
+        (object_array, ValueError, "is damaged: Object arrays cannot be loaded when allow_pickle=False"),
+        (
+            lambda folder: [file.unlink() for file in folder.glob("step=*")],
+            ValueError,
+            "holds no observation yet",
+        ),
+    ],
+)
+def test_what_cannot_be_read(spoil, error, message):
+    folder = written("run/gradcam").folder
+    assert Record.open("run").epochs.tolist() == [0, 1, 2]
+    spoil(folder)
+    with pytest.raises(error, match=message):
+        Record.open(folder)
+
+
+def test_what_is_no_record():
+    with pytest.raises(FileNotFoundError, match="no record at 'nowhere', which is no folder"):
+        Record.open("nowhere")
+    written("two/a")
+    written("two/b")
+    with pytest.raises(FileNotFoundError, match="'two' holds several records, name one: two/a, two/b"):
+        Record.open("two")
