@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradcam.isolation import evaluating, random_state
+from lightning_gradcam.isolation import evaluating, random_state, unchanged
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -74,11 +74,12 @@ def _requested_val_dataloaders(trainer: Trainer) -> Any:
     That is so before training without sanity check and with ``check_val_every_n_epoch`` above 1. The user's
     ``val_dataloader`` may draw random numbers, so Lightning must still call it at its own time.
     """
-    with random_state():
+    owner = getattr(trainer, "datamodule", None) or trainer.lightning_module
+    with random_state(holder=owner), unchanged(owner):
         source = getattr(trainer.fit_loop.epoch_loop.val_loop, "_data_source", None)
         if source is not None:
             return source.dataloader()
-        return (getattr(trainer, "datamodule", None) or trainer.lightning_module).val_dataloader()
+        return owner.val_dataloader()
 
 
 def _leaves(loaders: Any) -> list[Any]:
@@ -94,12 +95,15 @@ def _leaves(loaders: Any) -> list[Any]:
 
 @contextmanager
 def validating(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Let the transfer hooks see a validation: many augment where the trainer or the module is training."""
-    stage = trainer.state.stage
+    """Let the transfer hooks see a validation, and keep nothing of what they change.
+
+    Many augment where the trainer or the module is training.
+    """
+    stage, datamodule = trainer.state.stage, getattr(trainer, "datamodule", None)
     try:
         if trainer.training:
             trainer.validating = True
-        with evaluating(pl_module):
+        with evaluating(pl_module), unchanged(datamodule) if datamodule else nullcontext():
             yield
     finally:
         trainer.state.stage = stage

@@ -7,7 +7,7 @@ import math
 import random
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
@@ -53,29 +53,44 @@ _LEAVES = (str, bytes, int, float, complex, type(None), torch.Tensor, np.ndarray
 
 def _generators(holder: Any) -> list[Any]:
     """The random generators in an object's attributes, containers and closures, and in those of what is found there."""
-    found, seen, pending = [], set(), deque([holder])
-    while pending and len(seen) < 10_000:  # nearest first, so that a long list of objects hides nothing beside it
-        item = pending.popleft()
-        if isinstance(item, _LEAVES) or id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, _GENERATORS) and not isinstance(item, random.SystemRandom):
-            found.append(item)
-        elif isinstance(item, dict):
-            pending.extend(item.values())
-        elif isinstance(item, (list, tuple)):
-            pending.extend(item)
-        elif isinstance(item, partial):
-            pending.extend([item.func, *item.args, *item.keywords.values()])
-        elif isinstance(item, MethodType):
-            pending.append(item.__self__)
-        elif isinstance(item, FunctionType):
-            for cell in item.__closure__ or ():
-                with suppress(ValueError):  # a cell that is still empty
-                    pending.append(cell.cell_contents)
-        else:
-            pending.extend(getattr(item, "__dict__", {}).values())
+    found, seen, pending, later = [], set(), deque([holder]), deque()
+    while (pending or later) and len(seen) < 10_000:
+        item = (pending or later).popleft()
+        with suppress(ReferenceError):  # a weak reference to what is gone
+            if isinstance(item, _LEAVES) or id(item) in seen:
+                continue
+            seen.add(id(item))
+            if isinstance(item, _GENERATORS) and not isinstance(item, random.SystemRandom):
+                found.append(item)
+                continue
+            if isinstance(item, nn.Module):
+                pending.extend(item.children())
+            parts = _parts(item)
+            # A long list, such as a dataset's files, comes last: it shall hide nothing beside it.
+            (later if len(parts) > 100 else pending).extend(parts)
     return found
+
+
+def _parts(item: Any) -> list[Any]:
+    """What an object holds: items, what a function closes over, or attributes."""
+    if isinstance(item, dict):
+        return list(item.values())
+    if isinstance(item, (list, tuple)):
+        return list(item)
+    if isinstance(item, partial):
+        return [item.func, *item.args, *item.keywords.values()]
+    if isinstance(item, MethodType):
+        return [item.__self__]
+    if isinstance(item, FunctionType):
+        parts = []
+        for cell in item.__closure__ or ():
+            with suppress(ValueError):  # a cell that is still empty
+                parts.append(cell.cell_contents)
+        return parts
+    names = getattr(item, "__dict__", {})
+    if isinstance(item, nn.Module):  # whose own two dozen dicts are mostly empty
+        return [value for name, value in names.items() if name not in _OF_ANY_MODULE or value]
+    return list(names.values())
 
 
 def _restorer(generator: Any) -> Callable[[], object]:
@@ -91,9 +106,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module of ``model`` in eval mode and restore on exit what a forward can change.
 
     Restored are each module's own ``training`` flag, each parameter's ``requires_grad``, each dense buffer, and each
-    plain attribute, such as a counter, a cached tensor, or the items of a list, dict or set. Flags are set one by one:
-    ``model.train()`` would also flip the sub-modules that the user keeps in eval mode. The user's backward hooks do not
-    run: they are meant for training.
+    plain attribute, such as a counter, a cached tensor, or what lists, dicts, sets and tuples hold. Flags are set one
+    by one: ``model.train()`` would also flip the sub-modules that the user keeps in eval mode. The user's backward
+    hooks do not run: they are meant for training.
     """
     modules = list(model.modules())
     training = [module.training for module in modules]
@@ -127,10 +142,15 @@ def _namespaces(module: nn.Module) -> Iterator[tuple[dict[str, Any], float]]:
 def _restorer_of_names(names: dict[str, Any], limit: float) -> Callable[[], None]:
     """A function that gives names back as they are now: the objects, and what tensors, arrays and containers hold."""
     objects = dict(names)
-    held = [(value, value.detach().clone()) for value in objects.values() if _is_state(value, limit)]
-    arrays = [(value, value.copy()) for value in objects.values() if isinstance(value, np.ndarray)]
-    own = [value for name, value in objects.items() if name not in _OF_ANY_MODULE]
-    containers = [(value, copy.copy(value)) for value in own if type(value) in _CONTAINERS]
+    values = _held(value for name, value in objects.items() if name not in _OF_ANY_MODULE)
+    direct, room, held = set(map(id, objects.values())), 1_000_000, []
+    for value in values:
+        own = id(value) in direct
+        if _is_state(value, limit if own else room):
+            held.append((value, value.detach().clone(), value.requires_grad))
+            room -= 0 if own else value.numel()  # a list may hold the outputs of a whole validation
+    arrays = [(value, value.copy()) for value in values if isinstance(value, np.ndarray)]
+    containers = [(value, copy.copy(value)) for value in values if type(value) in _CONTAINERS]
 
     def restore() -> None:
         for name in names.keys() - objects.keys():
@@ -142,7 +162,9 @@ def _restorer_of_names(names: dict[str, Any], limit: float) -> Callable[[], None
         for array, values in arrays:
             array[...] = values
         with torch.no_grad():
-            for tensor, values in held:
+            for tensor, values, required_grad in held:
+                if tensor.requires_grad and not required_grad:  # changed in place by what depends on our leaf
+                    tensor.detach_()
                 # BatchNorm changes its buffers without a version bump, so only the values tell.
                 if tensor.shape != values.shape:
                     tensor.resize_(values.shape)
@@ -152,13 +174,49 @@ def _restorer_of_names(names: dict[str, Any], limit: float) -> Callable[[], None
     return restore
 
 
+def _held(values: Iterable[Any]) -> list[Any]:
+    """The values, and what their containers hold in turn; of that at most the nearest 10,000."""
+    found, seen, pending = [], set(), deque(values)
+    while pending and len(found) < 10_000:
+        value = pending.popleft()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        found.append(value)
+        if type(value) in _CONTAINERS or type(value) is tuple:
+            pending.extend(value.values() if isinstance(value, dict) else value)
+    return found
+
+
 _CONTAINERS = (list, deque, dict, OrderedDict, defaultdict, Counter, set)
 _OF_ANY_MODULE = nn.Module().__dict__.keys()  # hooks and the like, which a module handles itself
 
 
 def _is_state(value: Any, limit: float) -> bool:
     dense = isinstance(value, torch.Tensor) and not is_lazy(value) and value.layout == torch.strided
-    return dense and value.numel() <= limit
+    return dense and not isinstance(value, nn.Parameter) and value.numel() <= limit
+
+
+@contextmanager
+def unchanged(thing: Any) -> Iterator[None]:
+    """Restore on exit the attributes of an object, and what containers among them hold."""
+    restore = _restorer_of_names(vars(thing), 1_000_000)
+    try:
+        yield
+    finally:
+        restore()
+
+
+@contextmanager
+def usual_defaults() -> Iterator[None]:
+    """Let new tensors be float32 on the CPU, whatever the user has made the default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A run with the callback against the same run without it, bit by bit; and naive ways, which must not pass."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -62,6 +63,60 @@ class OwnGenerator(Images):
         return image + torch.randn((), generator=self.generator), label
 
 
+class ManyFiles(OwnGenerator):
+    """Its generator lies deeper than a long list of files."""
+
+    def __init__(self):
+        super().__init__()
+        self.files = [(f"{i}.jpg", i) for i in range(20_000)]
+        self.steps = [partial(self.noise, generator=self.generator)]
+        del self.generator
+
+    def noise(self, image, generator):
+        return image + torch.randn((), generator=generator)
+
+    def __getitem__(self, index):
+        image, label = Images.__getitem__(self, index)
+        return self.steps[0](image), label
+
+
+class Nested(Traced):
+    """Its forward changes what lies in containers within containers, and that changes the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.averages = {"of": {"images": torch.zeros(8)}}
+        self.pair = (torch.zeros(1), np.zeros(1))
+        self.seen = {"batches": [0.0]}
+
+    def forward(self, images):
+        self.averages["of"]["images"].mul_(0.9).add_(images.mean())
+        self.pair[0].add_(0.01)
+        self.pair[1][0] += 0.01
+        self.seen["batches"].append(0.01 * len(self.seen["batches"]))
+        shift = self.averages["of"]["images"].mean() + self.pair[0] + float(self.pair[1][0]) + self.seen["batches"][-1]
+        return super().forward(images + shift)
+
+
+class Hooked(pl.LightningDataModule):
+    """Counts the batches it hands over, and scales them by that; makes its loaders once."""
+
+    def __init__(self, train, val):
+        super().__init__()
+        self.sets, self.batches, self.asked = (train, val), 0, [0]
+
+    def train_dataloader(self):
+        return loader(self.sets[0], shuffle=True)
+
+    def val_dataloader(self):
+        self.asked[0] += 1
+        return loader(self.sets[1])
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        self.batches += 1
+        return batch[0] * (1 + 0.01 * self.batches), batch[1]
+
+
 def outcome(module_class, callbacks, train, val, options, workers):
     """Train from a fixed seed; everything that the callback might have changed."""
     pl.seed_everything(1, verbose=False)
@@ -107,6 +162,8 @@ PERSISTENT = {"num_workers": 2, "persistent_workers": True}
         (Traced, Augmented, OwnGenerator, {"num_sanity_val_steps": 0}, {"num_workers": 2}),
         (Traced, Augmented, OwnGenerator, {"num_sanity_val_steps": 0}, {}),
         (Traced, OwnGenerator, None, {}, {}),
+        (Traced, ManyFiles, None, {}, {}),
+        (Nested, Augmented, Augmented, {"num_sanity_val_steps": 0}, {}),
         (Traced, Augmented, None, {}, {}),
         (Traced, Augmented, None, {}, {"num_workers": 1}),
         (Traced, Augmented, Augmented, {"num_sanity_val_steps": 0, "check_val_every_n_epoch": 2}, {}),
@@ -177,6 +234,17 @@ def test_naive_ways_do_not(naive, module, val, options, workers, what):
     with_callback = outcome(module, [naive()], Images(), val(), options, workers)
     without = outcome(module, [], Images(), val(), options, workers)
     assert what in different(with_callback, without)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_sanity_val_steps": 0, "check_val_every_n_epoch": 2}])
+def test_a_datamodule_is_left_as_it_was(options):
+    def run(*callbacks):
+        pl.seed_everything(1, verbose=False)
+        module, data = Traced(), Hooked(Images(), Images())
+        trainer(*callbacks, max_epochs=3, **options).fit(module, datamodule=data)
+        return {"weights": module.state_dict(), "data": module.trace, "counts": (data.batches, data.asked)}
+
+    assert different(run(GradCAMCallback(samples=5)), run()) == set()
 
 
 def test_no_hook_and_no_graph_is_left_between_observations():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,9 @@ class Display:
 def found_class_names(dataset: Any) -> Sequence[str] | None:
     """The ``classes`` of a dataset, also inside ``Subset`` and other wrappers that keep theirs as ``dataset``."""
     for one in _unwrapped(dataset):
-        classes = getattr(one, "classes", None)
+        classes = None
+        with suppress(Exception):  # a property of the user's
+            classes = getattr(one, "classes", None)
         if isinstance(classes, Sequence) and not isinstance(classes, str):
             return [str(name) for name in classes]
     return None
