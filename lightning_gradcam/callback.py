@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import warnings
@@ -36,7 +37,8 @@ from lightning_gradcam._lightning import (
 from lightning_gradcam.batch import Batch, Fingerprint, as_samples, check_name, default_batch, fixed_batch, shift
 from lightning_gradcam.functional import Observation, observe
 from lightning_gradcam.history import ROWS, Drift, History, Moment, Reading
-from lightning_gradcam.layers import check_layers, locate
+from lightning_gradcam.isolation import usual_defaults
+from lightning_gradcam.layers import check_layers, find_layer, locate
 from lightning_gradcam.layout import Grid, Layout, as_layout
 from lightning_gradcam.methods import SIGNED, Method, as_method
 from lightning_gradcam.metrics.evidence import complaint
@@ -214,7 +216,7 @@ class GradCAMCallback(Callback):
         self._sinks: list[Sink] | None = None
         self._writer: Writer | None = None
         self._continued: dict[str, str] | None = None  # the record of the run that is resumed
-        self._history = History(self.prefix, self.drift, self.method in SIGNED, self.target is predicted)
+        self._history = self._empty_history()
         self._restored: dict[str, Any] = {}  # the state of the run that is resumed
         self._told: set[str] = set()  # what has been said once
         self._failures = 0  # observations that failed
@@ -224,6 +226,9 @@ class GradCAMCallback(Callback):
         self._seen_epoch: int | None = None  # the last epoch whose validation was observed
         self._seen_step: int | None = None  # the optimizer step of the last observation
         self._fitted_by: int | None = None  # the trainer whose samples and folder these are
+
+    def _empty_history(self) -> History:
+        return History(self.prefix, self.drift, self.method in SIGNED, self.target is predicted)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_probe": None, "_sinks": None, "_writer": None}
@@ -258,6 +263,9 @@ class GradCAMCallback(Callback):
         """Look at the model as it comes, untrained or pretrained; on resume only prove the set-up."""
         if any(is_lazy(parameter) for parameter in pl_module.parameters()):
             rank_zero_info("GradCAMCallback takes its first look later: the model has layers without a shape.")
+            for layer in self.target_layer or ():
+                find_layer(pl_module, layer)
+            self._proven = True  # as far as can be
         elif trainer.global_step == 0:
             self._hint(trainer)
             self._look(trainer, pl_module, 0, _log_directly, Moment(-1, False))
@@ -282,7 +290,7 @@ class GradCAMCallback(Callback):
         Lightning lets a hook log a key to the loggers always or never.
         """
         for key, value in self._history.monitored.items():
-            pl_module.log(key, value, logger=False, batch_size=1, sync_dist=True)
+            LightningModule.log(pl_module, key, value, logger=False, batch_size=1, sync_dist=True)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -357,9 +365,10 @@ class GradCAMCallback(Callback):
         try:
             probe, observation, shifted = self._observe(trainer, pl_module)
             maps = probe.maps(observation)
-            reading = self._history.read(maps, shifted, observation.prediction, probe.regions)
-            if moment is not None:
-                self._history.add(reading, maps, observation.prediction, moment)
+            with usual_defaults():
+                reading = self._history.read(maps, shifted, observation.prediction, probe.regions)
+                if moment is not None:
+                    self._history.add(reading, maps, observation.prediction, moment)
         except Exception as error:
             if not self._proven or self.on_error == "raise" or sharded(trainer):
                 raise
@@ -370,7 +379,8 @@ class GradCAMCallback(Callback):
         # On the first process only: what fails here must not keep the numbers from any logger or process.
         try:
             if trainer.is_global_zero:
-                self._show(probe, observation, reading, trainer, step, moment)
+                with usual_defaults():
+                    self._show(probe, observation, reading, trainer, step, moment)
         except Exception as error:
             if not self._proven or self.on_error == "raise":
                 raise
@@ -386,8 +396,10 @@ class GradCAMCallback(Callback):
         self._failures += 1
         self._failures_in_a_row += 1
         _warn(trainer, "the observation", error)
-        if self._failures_in_a_row == _ENOUGH:
-            rank_zero_warn(
+        if is_oom_error(error):
+            garbage_collection_cuda()
+        if self._failures_in_a_row == _ENOUGH and trainer.is_global_zero:
+            _say(
                 f"GradCAMCallback: {_ENOUGH} observations in a row have failed; it is switched off for the rest of "
                 'this run. `on_error="raise"` shows where they fail.'
             )
@@ -410,8 +422,11 @@ class GradCAMCallback(Callback):
             if sharded(trainer):
                 raise  # the others wait within the forward, for as long as this process lives
             error = failure
-        if not trainer.strategy.reduce_boolean_decision(seen is not None) or seen is None:
-            raise error or _ElsewhereError("the capture failed on another process")
+        try:
+            if not trainer.strategy.reduce_boolean_decision(seen is not None) or seen is None:
+                raise error or _ElsewhereError("the capture failed on another process")
+        finally:
+            del error  # whose traceback holds this frame: in a circle they would keep all that the forward held
         probe, observation, shifted = seen
         return probe, *trainer.strategy.broadcast((observation, shifted))
 
@@ -461,25 +476,31 @@ class GradCAMCallback(Callback):
         mean, std = display.mean, display.std
         if mean is None:
             mean, std = found_normalization(dataset, batch.images.shape[1])
-        grey, note = photos(batch.images, mean, std)
+        height, width = batch.images.shape[-2:]
+        with usual_defaults():
+            grey, note = photos(batch.images, mean, std)
+            regions = {name: region_masks(region, (height, width)) for name, region in batch.regions.items()}
         if note:
             rank_zero_info(f"GradCAMCallback: {note}.")
-        height, width = batch.images.shape[-2:]
-        regions = {name: region_masks(region, (height, width)) for name, region in batch.regions.items()}
         return _Probe(batch, fingerprint, self._prefixes(names), layouts, regions, grey, class_names)
 
     def _resume(self, fingerprint: Fingerprint, layers: list[str]) -> None:
         """Go on with the history of the run that is resumed, where its samples and layers are the same."""
         if not self._restored:
             return
-        if self._restored.get("layout") != _LAYOUT:
+        history, question = self._empty_history(), self._asked
+        try:
+            if self._restored["layout"] != _LAYOUT:
+                raise ValueError("another layout")
+            history.restore(self._restored["history"])
+            before, failures = Fingerprint(**self._restored["fingerprint"]), int(self._restored["failures"])
+        except (AttributeError, KeyError, TypeError, ValueError):
             rank_zero_warn(
-                "GradCAMCallback: another version of it wrote the resumed run's checkpoint, and this one cannot read "
-                "what it had seen; drift starts anew."
+                "GradCAMCallback cannot read its part of the resumed run's checkpoint, which another version of it "
+                "wrote; drift starts anew."
             )
             return
-        self._failures = self._restored["failures"]
-        before, question = Fingerprint(**self._restored["fingerprint"]), self._asked
+        self._failures = failures
         if before.identity != fingerprint.identity:
             rank_zero_warn(
                 "GradCAMCallback: the samples of the fixed batch are not those of the resumed run; drift starts anew."
@@ -495,8 +516,7 @@ class GradCAMCallback(Callback):
                 "drift starts anew."
             )
         else:
-            self._history.restore(self._restored["history"])
-            self._continued = self._restored["record"]
+            self._history, self._continued = history, self._restored["record"]
             if before.pixels != fingerprint.pixels:
                 rank_zero_warn("GradCAMCallback: the pixels of the fixed batch are not those of the resumed run.")
 
@@ -513,7 +533,8 @@ class GradCAMCallback(Callback):
         same = takewhile(lambda level: len(set(level)) == 1, zip(*(path[:-1] for path in parts), strict=False))
         common = len(list(same))
         # A key becomes a tag and a file name, and a `ModuleDict` takes any text as a name.
-        told = [re.sub(r"[^\w.-]", "_", ".".join(path[common:])) for path in parts]
+        told = [re.sub(r"[^\w.-]", "_", ".".join(path[common:]), flags=re.ASCII) for path in parts]
+        told = [f"{own}_{i}" if told.count(own) > 1 else own for i, own in enumerate(told)]
         return {f"{self.prefix}_{own}": name for own, name in zip(told, names, strict=True)}
 
     def _show(
@@ -659,7 +680,7 @@ class GradCAMCallback(Callback):
                 f"in epoch {trainer.current_epoch}, step {trainer.global_step}, the maps of `{probe.layers[prefix]}` "
                 f"moved: median drift {reading.numbers[f'{prefix}/drift']:.2f}, samples {names}"
             )
-            rank_zero_warn(f"GradCAMCallback: {text}.")
+            _say(f"GradCAMCallback: {text}.")
             for logger in trainer.loggers:
                 alert(logger, "Grad-CAM drift", text)
 
@@ -703,11 +724,18 @@ def _name(choice: Any) -> str:
 def _warn(trainer: Trainer, what: str, error: Exception) -> None:
     """Warn on the first process, and on one whose own error it is."""
     if trainer.is_global_zero or not isinstance(error, _ElsewhereError):
-        warnings.warn(
+        _say(
             f"GradCAMCallback: {what} in epoch {trainer.current_epoch}, step {trainer.global_step}, failed and is "
-            f"left out; training goes on. {type(error).__name__}: {error}",
-            stacklevel=2,
+            f"left out; training goes on. {type(error).__name__}: {error}"
         )
+
+
+def _say(text: str) -> None:
+    """Warn; where the user has made warnings errors, log it: a run must not end by ours."""
+    try:
+        warnings.warn(text, stacklevel=3)
+    except UserWarning:
+        logging.getLogger("lightning_gradcam").warning(text)
 
 
 class _ElsewhereError(RuntimeError):
@@ -716,15 +744,18 @@ class _ElsewhereError(RuntimeError):
 
 def _log(trainer: Trainer, pl_module: LightningModule, numbers: dict[str, float], step: int) -> None:
     for key, value in numbers.items():
-        if math.isfinite(value):
-            pl_module.log(key, value, batch_size=1, sync_dist=True)
+        if math.isfinite(value):  # past a `log` of the module's own, which may take other arguments
+            LightningModule.log(pl_module, key, value, batch_size=1, sync_dist=True)
 
 
 def _log_directly(trainer: Trainer, pl_module: LightningModule, numbers: dict[str, float], step: int) -> None:
     """For the hooks around training, where ``pl_module.log`` would land in another epoch or is not allowed."""
     finite = {key: value for key, value in numbers.items() if math.isfinite(value)}
     for logger in trainer.loggers:
-        logger.log_metrics(finite, step=step)
+        try:
+            logger.log_metrics(finite, step=step)
+        except Exception as error:  # at the end of a run Lightning itself would not ask the logger any more
+            _warn(trainer, "the logging of the numbers", error)
 
 
 def _stopping(trainer: Trainer) -> bool:

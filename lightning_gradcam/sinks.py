@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from lightning_utilities.core.rank_zero import rank_zero_info
 from PIL import Image
 
 from lightning_gradcam._lightning import kinds
@@ -145,4 +146,12 @@ def run_folder(trainer: Trainer, prefix: str) -> Path:
 
 
 def _local(folder: str | Path, otherwise: str | Path = ".") -> Path:
-    return Path(otherwise if "://" in str(folder) else folder)
+    """The folder, or the other one where it lies on a remote store."""
+    plain = str(folder).removeprefix("file://")
+    if "://" not in plain:
+        return Path(plain)
+    rank_zero_info(
+        f"GradCAMCallback: {plain} is not on this machine; what is written to files goes to "
+        f"{str(Path(otherwise).resolve())!r}. `record=` names another folder for the record."
+    )
+    return Path(otherwise)

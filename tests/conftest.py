@@ -12,8 +12,8 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def isolated(tmp_path, monkeypatch):
-    """Each test has a folder, a seed, and gradients on; none leaves them otherwise."""
+def isolated(tmp_path, monkeypatch, caplog):
+    """Each test has a folder, a seed, and gradients on; none leaves them otherwise, or has our warnings unexpected."""
     monkeypatch.chdir(tmp_path)
     random.seed(0)
     np.random.seed(0)
@@ -21,3 +21,4 @@ def isolated(tmp_path, monkeypatch):
     yield
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
+    assert not [record for record in caplog.get_records("call") if record.name == "lightning_gradcam"]

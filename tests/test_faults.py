@@ -1,9 +1,12 @@
 """What may go wrong in a long run, made to go wrong: the run goes on, and nothing that was logged is lost."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import warnings
+import weakref
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -136,6 +139,94 @@ def test_weights_that_are_no_numbers(value):
     assert run.current_epoch == 3
     assert len(logger.values("gradcam/seconds")) == 4
     assert all(torch.isfinite(torch.tensor(values)).all() for values in [logger.values("gradcam/strength")])
+
+
+def test_what_a_failed_forward_held_is_free_at_once():
+    held = []
+
+    def forward(module, batch):
+        output = module(batch.images)
+        if module.trainer.global_step == 3:
+            held.append(weakref.ref(output))
+            raise RuntimeError("boom")
+        return output
+
+    class Module(TinyModule):
+        def on_train_batch_start(self, batch, batch_idx):
+            assert not any(reference() is not None for reference in held)
+
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.warns(UserWarning, match="boom"):
+            fit(GradCAMCallback("net.4", samples=2, drift=ONCE, forward_fn=forward), module=Module())
+    finally:
+        gc.enable()
+    assert held
+
+
+def test_warnings_that_the_user_has_made_errors_do_not_end_the_run(caplog):
+    class Strict(TinyModule):
+        def on_train_start(self):
+            warnings.simplefilter("error")
+
+    run, logger = fit(callback(Failing(3, 4, 5)), module=Strict(), max_epochs=5)
+    assert run.current_epoch == 5
+    assert logger.values("gradcam/failures") == [1, 2, 3]
+    said = [record.message for record in caplog.records if record.name == "lightning_gradcam"]
+    assert len(said) == 4
+    assert "switched off" in said[-1]
+    caplog.clear()  # else it counts as unexpected
+
+
+def test_a_logger_that_fails_at_the_end_of_the_run():
+    class Gone(Recorder):
+        def log_metrics(self, metrics, step=None):
+            if step and "gradcam/seconds" in metrics:
+                raise OSError("network gone")
+            super().log_metrics(metrics, step)
+
+    stop = EarlyStopping("val_loss", patience=1, min_delta=1e9, check_on_train_epoch_end=True)
+    run = trainer(callback(every_n_epochs=10), stop, logger=Gone(), max_epochs=9)
+    with pytest.warns(UserWarning, match=r"the logging of the numbers .* failed.*OSError: network gone"):
+        run.fit(TinyModule(), loader(), loader())
+    assert run.current_epoch == 2
+
+
+def test_a_module_whose_own_log_takes_less():
+    class Own(TinyModule):
+        def log(self, name, value, prog_bar=False):  # type: ignore[reportIncompatibleMethodOverride]
+            super().log(name, value, prog_bar=prog_bar)
+
+    _, logger = fit(callback(), module=Own())
+    assert len(logger.steps("gradcam/strength")) == 3
+
+
+def test_lazy_layers_are_checked_as_far_as_can_be_and_later_failures_are_warnings():
+    def lazy():
+        module = TinyModule()
+        module.net[8] = torch.nn.LazyLinear(3)
+        return module
+
+    module = lazy()
+    module.training_step = lambda *args: pytest.fail("training began")
+    with pytest.raises(ValueError, match=r"`target_layer` 'net.nope' is not a layer"):
+        fit(GradCAMCallback("net.nope", samples=2), module=module, num_sanity_val_steps=0)
+    with pytest.warns(UserWarning, match="boom"):
+        run, logger = fit(callback(Failing(1)), module=lazy(), num_sanity_val_steps=0, max_epochs=3)
+    assert run.current_epoch == 3
+    assert len(logger.steps("gradcam/strength")) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_another_default_dtype(dtype):
+    module, data = TinyModule(), loader()
+    torch.set_default_dtype(dtype)
+    try:
+        trainer(callback(), max_epochs=3).fit(module, data, data)  # a warning would be an error
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 # Pictures and loggers
