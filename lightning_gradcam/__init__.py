@@ -2,6 +2,7 @@
 
 from lightning_gradcam.batch import Batch, balanced
 from lightning_gradcam.callback import GradCAMCallback
+from lightning_gradcam.compare import compare
 from lightning_gradcam.functional import gradcam
 from lightning_gradcam.history import Drift
 from lightning_gradcam.picture.display import Display
@@ -17,6 +18,7 @@ __all__ = [
     "Record",
     "SegmentationTarget",
     "balanced",
+    "compare",
     "gradcam",
 ]
 __version__ = "0.1.0"

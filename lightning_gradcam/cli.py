@@ -1,0 +1,64 @@
+"""The command: ``lightning-gradcam compare WEAK STRONG`` and ``lightning-gradcam report RUN``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from lightning_gradcam.compare import compare
+from lightning_gradcam.report import write_page
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: What stands behind its name; ``None``: what the shell gave.
+
+    Returns:
+        The exit code: 0, or 2 after bad input, which is told in a line on stderr.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        comparison = compare(
+            *options.runs,
+            by=options.by,
+            samples="all" if options.all else "right",
+            layer=options.layer,
+            force=options.force,
+        )
+        page = write_page(comparison, options.output) if options.output else None
+    except (OSError, ValueError) as error:
+        print(f"lightning-gradcam: {error}", file=sys.stderr)
+        return 2
+    print(comparison)
+    if page:
+        print(f"\nOpen {page} in a browser.")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("lightning-gradcam", description="Where models looked while they trained.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    several = commands.add_parser(
+        "compare",
+        help="runs side by side",
+        description="Print how far the maps of runs agree and where they lie, epoch by epoch; with -o, write a page.",
+    )
+    several.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run; the first is compared with")
+    one = commands.add_parser("report", help="one run", description="The same for one run; writes a page.")
+    one.add_argument("runs", nargs=1, metavar="RUN", help="the folder of a run")
+    for command, page in ((several, None), (one, "report.html")):
+        command.add_argument("-o", "--output", default=page, metavar="PAGE", help=f"the HTML file (default: {page})")
+        command.add_argument(
+            "--by", choices=["epoch", "step", "fraction"], default="epoch", help="what to align by (default: epoch)"
+        )
+        command.add_argument("--all", action="store_true", help="all samples, not those that every run has right alone")
+        command.add_argument("--layer", metavar="PREFIX", help="the prefix of a layer's keys (default: the first)")
+        command.add_argument("--force", action="store_true", help="go on where the samples are not the same")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,320 @@
+"""Runs side by side: the same samples at the same moments of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_gradcam.history import aggregate, describe
+from lightning_gradcam.metrics.drift import similarity
+from lightning_gradcam.metrics.localization import region_masks
+from lightning_gradcam.record import Record
+
+By = Literal["epoch", "step", "fraction"]
+_MOST = 8  # samples that a table names
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run of a comparison, at the moments that all of them have: ``t`` of them, ``n`` samples.
+
+    Attributes:
+        name: What it is called; no two runs share a name.
+        record: Where it comes from.
+        layer: The prefix of the layer that is compared.
+        at: ``(t,)``, which of the record's observations.
+        maps: ``(t, n, h, w)``, signed.
+        samples: ``(t, n)``, see :attr:`~lightning_gradcam.Record.samples`.
+        drift: ``(t, n)``, how far each map is from that of the moment before; NaN at the first.
+        agreement: ``(t, n)``, how much of each map lies where that of the first run does, in [0, 1].
+        values: ``(t, n)`` by key: ``concentration``, ``strength``, and ``mass_`` and ``lift_`` of each region.
+    """
+
+    name: str
+    record: Record
+    layer: str
+    at: np.ndarray
+    maps: Tensor
+    samples: np.ndarray
+    drift: Tensor
+    agreement: Tensor
+    values: dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Runs on the same samples, moment by moment; ``str()`` of it is a table.
+
+    Attributes:
+        by: What moments are counted in.
+        moments: ``(t,)``: epochs from 0 and -1 before training, optimizer steps, or fractions of the run.
+        runs: The first is the one that the others are compared with.
+        used: ``(n,)`` bool, the samples that numbers are of.
+        notes: What a reader should know: which samples are used, and in what the runs differ.
+    """
+
+    by: By
+    moments: np.ndarray
+    runs: list[Run]
+    used: np.ndarray
+    notes: list[str]
+
+    def table(self) -> list[dict[str, float]]:
+        """A row a moment. Every key but the first is ``<run>/<number>``.
+
+        ``agreement`` with the first run, in [0, 1]; ``accuracy`` on the whole fixed batch; ``drift`` since the moment
+        before; and the numbers of :class:`~lightning_gradcam.GradCAMCallback` by their names there, aggregated like
+        them over :attr:`used`.
+        """
+        used = torch.from_numpy(self.used)
+        rows = []
+        for t, moment in enumerate(self.moments.tolist()):
+            row = {str(self.by): moment}
+            for run in self.runs:
+                known = run.samples["right"][t][run.samples["right"][t] >= 0]
+                numbers = {"accuracy": float(known.mean()) if len(known) else float("nan")}
+                values = {"drift": run.drift, **run.values}
+                if run is not self.runs[0]:
+                    values = {"agreement": run.agreement, **values}
+                numbers |= aggregate({key: value[t][used] for key, value in values.items()})
+                row |= {f"{run.name}/{key}": value for key, value in numbers.items()}
+            rows.append(row)
+        return rows
+
+    def most_different(self) -> list[tuple[int | str, float]]:
+        """Each used sample's id and its agreement at the last moment, the smallest over the runs; least first."""
+        if len(self.runs) == 1:
+            return []
+        ids = self.runs[0].record.about["ids"]
+        least = torch.stack([run.agreement[-1] for run in self.runs[1:]]).nan_to_num(2).amin(0)
+        order = [i for i in least.argsort(stable=True).tolist() if self.used[i] and least[i] <= 1]
+        return [(ids[i], float(least[i])) for i in order]
+
+    def __str__(self) -> str:
+        rows = self.table()
+        names = [run.name for run in self.runs]
+        numbers = [key.partition("/")[2] for key in rows[0] if "/" in key]
+        columns = [
+            (number, name)
+            for number in dict.fromkeys(["agreement", *numbers])
+            for name in names
+            if f"{name}/{number}" in rows[0]
+        ]
+        # A number's name stands over the first of its columns.
+        heads = [number if i == 0 or columns[i - 1][0] != number else "" for i, (number, _) in enumerate(columns)]
+        wide = [max(len(head), len(_short(name)), 6) + 2 for head, (_, name) in zip(heads, columns, strict=True)]
+
+        def line(start: str, cells: Sequence[str]) -> str:
+            return f"{start:8}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, wide, strict=True))
+
+        lines = [line("", heads), line(self.by, [_short(name) for _, name in columns])]
+        for row in rows:
+            moment = row[self.by]
+            start = f"{moment:.2f}" if self.by == "fraction" else "start" if moment < 0 else f"{moment:.0f}"
+            lines.append(line(start, [_cell(row[f"{name}/{number}"]) for number, name in columns]))
+        differ = ", ".join(f"#{sample} {agreement:.2f}" for sample, agreement in self.most_different()[:_MOST])
+        lines += ["", *self.notes]
+        if differ:
+            lines.append(f"The runs agree least at the last moment on {differ}.")
+        return "\n".join(lines)
+
+
+def _cell(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.2f}" if abs(value) < 1000 else f"{value:.2g}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 14 else name[:13] + "…"
+
+
+def compare(
+    *runs: Record | str | Path,
+    by: By = "epoch",
+    samples: Literal["right", "all"] = "right",
+    layer: str | None = None,
+    force: bool = False,
+) -> Comparison:
+    """Set runs side by side: where a weak and a strong model look, on the same samples, epoch by epoch.
+
+    Maps on unlike grids are averaged, their positive part alone, down to the coarser one to see how they agree; all
+    else is measured on each run's own grid.
+
+    Args:
+        runs: Records or their folders, such as ``weak`` and ``strong``; the others are compared with the first.
+        by: Align by ``"epoch"``; by ``"step"``, the number of optimizer steps; or by ``"fraction"`` of each run, where
+            runs have unlike lengths.
+        samples: ``"right"``: those that all runs classify rightly at the last moment, as in the paper's study (arXiv
+            1610.02391, section 5.2); ``"all"``.
+        layer: The prefix of the keys of the layer to compare; ``None``: the first that all runs have, or of runs of
+            one layer each that one.
+        force: Go on where the fixed batches are not the same samples, as long as they are as many.
+
+    Raises:
+        FileNotFoundError: If there is no record.
+        ValueError: If the runs cannot be compared; the message says why and what to do.
+    """
+    if not runs:
+        raise ValueError("`compare` needs at least one run, got none")
+    if by not in ("epoch", "step", "fraction"):
+        raise ValueError(f'`by` must be "epoch", "step" or "fraction", got {by!r}')
+    if samples not in ("right", "all"):
+        raise ValueError(f'`samples` must be "right" or "all", got {samples!r}')
+    records = [run if isinstance(run, Record) else Record.open(run) for run in runs]
+    names = _names(records)
+    notes = []
+    for name, record in zip(names[1:], records[1:], strict=True):
+        differing = unlike(records[0], record)
+        if differing and not force:
+            raise ValueError(
+                f"{names[0]} and {name} do not look at the same samples: {differing}; compare runs with the same "
+                "validation data and `samples`, or go on with `force` (--force)"
+            )
+        notes += [f"{names[0]} and {name} do not look at the same samples: {differing}."] if differing else []
+        if len(record.photos) != len(records[0].photos):
+            raise ValueError(f"{names[0]} has {len(records[0].photos)} samples, {name} {len(record.photos)}")
+        notes += _differences((names[0], records[0]), (name, record))
+    layers = _layers(records, names, layer)
+    at, moments = _align(records, names, by)
+    used = _used(records, at, samples, notes)
+
+    found: list[Run] = []
+    for name, record, prefix, which in zip(names, records, layers, at, strict=True):
+        maps = torch.from_numpy(record.maps[prefix])
+        size = record.photos.shape[1:]
+        regions = {key: region_masks(torch.from_numpy(value), size) for key, value in record.regions.items()}
+        signed = f"{prefix}/strength" in record.numbers[-1]
+        values = [describe(maps[i], signed, regions) for i in which]
+        first = torch.full((len(maps[0]),), torch.nan)
+        drift = [first if i == 0 else 1 - similarity(maps[i], maps[i - 1]) for i in which]
+        base = found[0] if found else None
+        agreement = [
+            agreement_of(maps[i], base.maps[t] if base else maps[i]) for t, i in enumerate(which)
+        ]  # of a run with itself 1
+        found.append(
+            Run(
+                name,
+                record,
+                prefix,
+                which,
+                maps[which],
+                record.samples[which],
+                torch.stack(drift),
+                torch.stack(agreement),
+                {key: torch.stack([one[key] for one in values]) for key in values[0] if key != "empty_fraction"},
+            )
+        )
+        if base is not None and maps.shape[2:] != base.maps.shape[2:]:
+            grids = [f"{name} {h}x{w}" for name, (h, w) in ((base.name, base.maps.shape[2:]), (name, maps.shape[2:]))]
+            notes.append(f"The grids differ, {grids[0]} and {grids[1]}: agreement is measured on the coarser of each.")
+    return Comparison(by, moments, found, used, notes)
+
+
+def agreement_of(maps: Tensor, others: Tensor) -> Tensor:
+    """The similarity ``(n,)`` of maps on grids that may differ: each averaged, its positive part, to the coarser one.
+
+    See :func:`~lightning_gradcam.metrics.drift.similarity`.
+    """
+    h, w = (min(sides) for sides in zip(maps.shape[1:], others.shape[1:], strict=True))
+    both = (F.adaptive_avg_pool2d(one.relu()[:, None], (h, w))[:, 0] for one in (maps, others))
+    return similarity(*both)
+
+
+def unlike(record: Record, other: Record) -> str:
+    """In what the fixed batches of two runs are not the same samples; empty where they are."""
+    one, two = record.about, other.about
+    if one["fingerprint"]["identity"] == two["fingerprint"]["identity"]:
+        return ""
+    lengths = [about["fingerprint"].get("length") for about in (one, two)]
+    if lengths[0] != lengths[1]:
+        return f"the datasets hold {lengths[0]} and {lengths[1]}"
+    if one["ids"] != two["ids"]:
+        return f"these are {_listed(one['ids'])} and {_listed(two['ids'])}"
+    return f"their labels are {_listed(one['labels'])} and {_listed(two['labels'])}"
+
+
+def _listed(values: Sequence[Any] | None) -> str:
+    if values is None:
+        return "none"
+    return ", ".join(map(str, values[:6])) + (", …" if len(values) > 6 else "")
+
+
+def _differences(one: tuple[str, Record], two: tuple[str, Record]) -> list[str]:
+    """What the settings of two runs differ in, and whether their pixels do."""
+    (name, record), (other_name, other) = one, two
+    notes = []
+    if record.about["fingerprint"].get("pixels") != other.about["fingerprint"].get("pixels"):
+        notes.append(f"The pixels of {name} and {other_name} differ: another resolution, precision or transform.")
+    settings, others = record.about["settings"], other.about["settings"]
+    for key in dict.fromkeys([*settings, *others]):
+        if settings.get(key) != others.get(key):
+            mine, theirs = (_said(value.get(key)) for value in (settings, others))
+            notes.append(f"{key}: {mine} in {name}, {theirs} in {other_name}.")
+    return notes
+
+
+def _said(value: Any) -> str:
+    return ", ".join(map(str, value.values())) if isinstance(value, Mapping) else str(value)
+
+
+def _names(records: Sequence[Record]) -> list[str]:
+    """What the runs are called; with a number behind it where a name has come before."""
+    names: list[str] = []
+    for record in records:
+        name, number = record.name, 1
+        while name in names:
+            number += 1
+            name = f"{record.name} ({number})"
+        names.append(name)
+    return names
+
+
+def _layers(records: Sequence[Record], names: Sequence[str], layer: str | None) -> list[str]:
+    """The prefix of the layer to compare in each run."""
+    if layer is None and all(len(record.maps) == 1 for record in records):
+        return [next(iter(record.maps)) for record in records]
+    common = [prefix for prefix in records[0].maps if all(prefix in record.maps for record in records)]
+    if (layer or "") in common or (layer is None and common):
+        return [layer or common[0]] * len(records)
+    found = "; ".join(f"{name}: {', '.join(record.maps)}" for name, record in zip(names, records, strict=True))
+    raise ValueError(f"the runs have no layer {layer or 'in common'!r}; they have {found}")
+
+
+def _align(records: Sequence[Record], names: Sequence[str], by: By) -> tuple[list[np.ndarray], np.ndarray]:
+    """Which observations of each run to compare, ``(t,)`` each, and the moments ``(t,)``."""
+    if by == "fraction":
+        shares = [record.steps / max(1, record.steps[-1]) for record in records]
+        moments = min(shares, key=len)
+        return [np.abs(share[None] - moments[:, None]).argmin(1) for share in shares], moments
+    keys: list[dict[int, int]] = []
+    for record in records:
+        counted = record.epochs if by == "epoch" else record.steps
+        keys.append({int(value): i for i, value in enumerate(counted)})  # the last observation of an epoch
+    moments = sorted(set(keys[0]).intersection(*keys[1:]))
+    if not moments:
+        found = ", ".join(f"{name} has {_listed(sorted(key))}" for name, key in zip(names, keys, strict=True))
+        raise ValueError(f'the runs have no {by} in common: {found}; align them by "fraction" (--by fraction)')
+    return [np.array([key[moment] for moment in moments]) for key in keys], np.array(moments)
+
+
+def _used(records: Sequence[Record], at: Sequence[np.ndarray], samples: str, notes: list[str]) -> np.ndarray:
+    """Which samples numbers are of, ``(n,)`` bool."""
+    verdicts = np.stack([record.samples["right"][which[-1]] for record, which in zip(records, at, strict=True)])
+    everything = np.ones(verdicts.shape[1], dtype=bool)
+    if samples == "all":
+        return everything
+    if (verdicts < 0).any():
+        notes.insert(0, "Not every run tells what is right, so numbers are of all samples.")
+        return everything
+    used = (verdicts == 1).all(0)
+    runs = "the run classifies" if len(records) == 1 else "both runs classify" if len(records) == 2 else "all classify"
+    if not used.any():
+        raise ValueError(f"there is no sample that {runs} rightly; compare all samples (--all)")
+    notes.insert(0, f"Numbers are of the {used.sum()} of {len(used)} samples that {runs} rightly at the last moment.")
+    return used

@@ -1,0 +1,328 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+const RUN_COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d1f", "#7f7f7f"];
+const LONGER_SIDE = 160;
+const [height, width] = data.size.map((side) => Math.max(8, Math.round((side * LONGER_SIDE) / Math.max(...data.size))));
+const moments = data.moments.length;
+
+let order = data.runs.map((_, i) => i); // which run stands where; mixed when blind
+let names = data.runs.map((run) => run.name);
+let timer = null;
+
+function element(tag, options = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), options);
+  made.append(...children);
+  return made;
+}
+
+function svg(tag, attributes) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+const known = (value) => value !== null && value !== undefined;
+const figure = (value) => (known(value) ? value.toFixed(2) : "–");
+const now = () => Number($("time").value);
+
+function momentName(t) {
+  const moment = data.moments[t];
+  if (data.by === "fraction") return `${Math.round(100 * moment)} % of the run`;
+  return moment < 0 ? "before training" : `${data.by} ${moment}`;
+}
+
+// Maps: whole numbers from -127 to 127, and for each map what one of them stands for.
+
+for (const run of data.runs) {
+  const bytes = Uint8Array.from(atob(run.maps), (letter) => letter.charCodeAt(0));
+  run.cells = new Int8Array(bytes.buffer);
+  run.strongest = run.unit.map((row, t) => row.map((unit, i) => (known(unit) ? unit * Math.max(0, ...cells(run, t, i)) : 0)));
+}
+
+function cells(run, t, i) {
+  const size = run.grid[0] * run.grid[1];
+  const start = (t * data.samples.length + i) * size;
+  return run.cells.subarray(start, start + size);
+}
+
+function maximum(run, t, i) {
+  const most = (one) => Math.max(...one.strongest.map((row) => row[i]));
+  if ($("scale").value === "map") return run.strongest[t][i];
+  return $("scale").value === "sample" ? most(run) : Math.max(...data.runs.map(most));
+}
+
+/** The map's values from 0 to 1 at every pixel, bilinear between the middles of its cells. */
+function spread(run, t, i) {
+  const [h, w] = run.grid;
+  const values = cells(run, t, i);
+  const scale = run.unit[t][i] / maximum(run, t, i);
+  const result = new Float32Array(height * width);
+  const at = (row, column) => Math.max(0, values[row * w + column]) * scale;
+  for (let y = 0; y < height; y++) {
+    const v = Math.min(h - 1, Math.max(0, ((y + 0.5) * h) / height - 0.5));
+    const top = Math.floor(v), bottom = Math.min(h - 1, top + 1);
+    for (let x = 0; x < width; x++) {
+      const u = Math.min(w - 1, Math.max(0, ((x + 0.5) * w) / width - 0.5));
+      const left = Math.floor(u), right = Math.min(w - 1, left + 1);
+      const upper = at(top, left) * (1 - u + left) + at(top, right) * (u - left);
+      const lower = at(bottom, left) * (1 - u + left) + at(bottom, right) * (u - left);
+      result[y * width + x] = Math.min(1, upper * (1 - v + top) + lower * (v - top));
+    }
+  }
+  return result;
+}
+
+const tables = Object.fromEntries(
+  Object.entries(data.colors).map(([name, hex]) => [name, hex.match(/../g).map((two) => parseInt(two, 16))]),
+);
+
+function color(table, value, channel) {
+  const position = value * (table.length / 3 - 1);
+  const below = Math.min(table.length / 3 - 2, Math.floor(position));
+  const [one, two] = [table[3 * below + channel], table[3 * below + 3 + channel]];
+  return one + (two - one) * (position - below);
+}
+
+function paint(canvas, photo, run, t, i) {
+  const context = canvas.getContext("2d");
+  const picture = context.createImageData(width, height);
+  const drawn = run.strongest[t][i] > 0;
+  const values = drawn ? spread(run, t, i) : null;
+  const table = tables[$("colors").value];
+  const strength = Number($("strength").value);
+  for (let pixel = 0; pixel < width * height; pixel++) {
+    const value = drawn ? values[pixel] : 0;
+    const opacity = strength * value;
+    for (let channel = 0; channel < 3; channel++) {
+      picture.data[4 * pixel + channel] = (1 - opacity) * photo[pixel] + opacity * color(table, value, channel);
+    }
+    picture.data[4 * pixel + 3] = 255;
+  }
+  context.putImageData(picture, 0, 0);
+  for (const boxes of Object.values(data.regions)) {
+    const [x0, y0, x1, y1] = boxes[i].map((edge, k) => (edge * (k % 2 ? height : width)) / data.size[k % 2 ? 0 : 1]);
+    if (x1 <= x0 || y1 <= y0) continue;
+    for (const [ink, line] of [["black", 3], ["white", 1]]) {
+      context.strokeStyle = ink;
+      context.lineWidth = line;
+      context.strokeRect(x0 + 1.5, y0 + 1.5, x1 - x0 - 3, y1 - y0 - 3);
+    }
+  }
+  if (!drawn) {
+    context.font = "13px system-ui, sans-serif";
+    context.textAlign = "center";
+    context.lineWidth = 3;
+    context.strokeStyle = "black";
+    context.fillStyle = "white";
+    const note = known(run.unit[t][i]) ? "map empty" : "not finite";
+    context.strokeText(note, width / 2, height / 2);
+    context.fillText(note, width / 2, height / 2);
+  }
+}
+
+async function greyOf(address) {
+  const picture = new Image();
+  picture.src = address;
+  await picture.decode();
+  const canvas = element("canvas", { width, height });
+  const context = canvas.getContext("2d");
+  context.drawImage(picture, 0, 0, width, height);
+  return context.getImageData(0, 0, width, height).data.filter((_, k) => k % 4 === 0);
+}
+
+// Charts: a line a run over the moments, and the cursor that the slider moves.
+
+const charts = [];
+
+function makeChart(title, series) {
+  const top = Math.max(1e-9, ...series.flat().filter(known));
+  const high = top <= 1 ? (top > 0.5 ? 1 : top > 0.2 ? 0.5 : top > 0.1 ? 0.2 : 0.1) : top;
+  const x = (t) => (moments > 1 ? (1000 * t) / (moments - 1) : 500);
+  const y = (value) => 100 - (100 * value) / high;
+  const picture = svg("svg", { viewBox: "-6 -6 1012 112", preserveAspectRatio: "none", role: "img" });
+  picture.append(svg("line", { class: "axis", x1: 0, x2: 1000, y1: 100, y2: 100 }), svg("line", { class: "axis", x1: 0, x2: 1000, y1: 0, y2: 0 }));
+  const lines = series.map((values) => {
+    let path = "";
+    values.forEach((value, t) => {
+      if (known(value)) path += `${t > 0 && known(values[t - 1]) ? "L" : "M"}${x(t)} ${y(value)}`;
+    });
+    const line = svg("path", { d: path });
+    picture.append(line);
+    return line;
+  });
+  const cursor = svg("line", { class: "now", y1: -4, y2: 104 });
+  picture.append(cursor);
+  picture.addEventListener("click", (event) => {
+    const { left, width: across } = picture.getBoundingClientRect();
+    moveTo(Math.round(((event.clientX - left) / across) * (moments - 1)));
+  });
+  const caption = element("figcaption");
+  $("charts").append(element("figure", {}, caption, picture));
+  charts.push({ title: `${title}, 0 to ${high.toPrecision(2)}`, series, lines, cursor, caption, picture, x });
+}
+
+makeChart("Drift since the moment before", data.runs.map((run) => run.drift_median));
+for (const region of Object.keys(data.runs[0].mass)) {
+  makeChart(`Share of the map on ${region}`, data.runs.map((run) => run.mass[region]));
+}
+
+function drawCharts(t) {
+  for (const chart of charts) {
+    chart.caption.replaceChildren(element("strong", { textContent: chart.title }));
+    order.forEach((run, place) => {
+      const dot = element("span", { className: "dot" });
+      dot.style.background = RUN_COLORS[place % RUN_COLORS.length];
+      chart.caption.append(element("span", {}, dot, `${names[run]} ${figure(chart.series[run][t])}`));
+      chart.lines[run].style.stroke = RUN_COLORS[place % RUN_COLORS.length];
+    });
+    chart.cursor.setAttribute("x1", chart.x(t));
+    chart.cursor.setAttribute("x2", chart.x(t));
+    chart.picture.setAttribute("aria-label", `${chart.caption.textContent} at ${momentName(t)}`);
+  }
+}
+
+// Cards: a sample each, with every run's map of it.
+
+const cards = data.samples.map((sample, i) => {
+  const head = element("p", { className: "head" }, element("span", { textContent: sample.title }), element("span"));
+  const runs = element("div", { className: "runs" });
+  const places = data.runs.map(() => {
+    const canvas = element("canvas", { width, height });
+    canvas.setAttribute("role", "img");
+    const says = element("div");
+    runs.append(element("div", {}, canvas, says));
+    return { canvas, says };
+  });
+  return { i, item: element("li", {}, head, runs), differs: head.lastChild, places };
+});
+
+function agreement(t, i) {
+  const values = data.runs.slice(1).map((run) => run.agreement[t][i]).filter(known);
+  return values.length ? Math.min(...values) : null;
+}
+
+const driftOf = (t, i) => Math.max(-1, ...data.runs.map((run) => run.drift[t][i] ?? -1));
+
+function shown(t, i) {
+  const rights = data.runs.map((run) => run.right[t][i]);
+  const verdict = $("verdict").value;
+  return (
+    ($("class").value === "" || data.samples[i].label === $("class").value) &&
+    (verdict !== "used" || data.samples[i].used) &&
+    (verdict !== "right" || rights.every((right) => right === 1)) &&
+    (verdict !== "wrong" || rights.some((right) => right === 0))
+  );
+}
+
+const sorts = {
+  order: (one, two) => one.i - two.i,
+  difference: (one, two) => (agreement(now(), one.i) ?? 2) - (agreement(now(), two.i) ?? 2) || one.i - two.i,
+  drift: (one, two) => driftOf(now(), two.i) - driftOf(now(), one.i) || one.i - two.i,
+};
+
+function arrange() {
+  const sorted = [...cards].sort(sorts[$("sort").value]);
+  sorted.forEach((card, place) => {
+    if ($("cards").children[place] !== card.item) $("cards").insertBefore(card.item, $("cards").children[place] ?? null);
+    card.item.hidden = !shown(now(), card.i);
+  });
+}
+
+function drawCards(t) {
+  for (const card of cards.filter((card) => !card.item.hidden)) {
+    const agrees = agreement(t, card.i);
+    card.differs.textContent = known(agrees) ? `agree ${figure(agrees)}` : "";
+    card.places.forEach(({ canvas, says }, place) => {
+      const run = data.runs[order[place]];
+      paint(canvas, photos[card.i], run, t, card.i);
+      const right = run.right[t][card.i];
+      const dot = element("span", { className: "dot" });
+      dot.style.background = RUN_COLORS[place % RUN_COLORS.length];
+      const verdict = right === 1 ? " ✓" : right === 0 ? " ✗" : "";
+      const said = run.predicted[t][card.i];
+      says.className = `says ${right === 1 ? "right" : right === 0 ? "wrong" : ""}`;
+      const prediction = element("span");
+      if (known(said)) {
+        const name = element("b", { textContent: `${data.classes[said] ?? said}${verdict}` });
+        prediction.append(name, ` ${figure(run.confidence[t][card.i])}`);
+      }
+      says.replaceChildren(element("span", {}, dot, names[order[place]]), prediction);
+      const what = [data.samples[card.i].title, names[order[place]], prediction.textContent, momentName(t)];
+      canvas.setAttribute("aria-label", `Map of ${what.filter(Boolean).join(", ")}`);
+    });
+  }
+}
+
+function draw() {
+  const t = now();
+  $("now").textContent = momentName(t);
+  $("time").setAttribute("aria-valuetext", momentName(t));
+  arrange();
+  drawCharts(t);
+  drawCards(t);
+}
+
+// Controls
+
+function moveTo(t) {
+  $("time").value = t;
+  draw();
+}
+
+function play(on) {
+  clearInterval(timer);
+  timer = on ? setInterval(() => (now() < moments - 1 ? moveTo(now() + 1) : play(false)), 400) : null;
+  $("play").textContent = on ? "Pause" : "Play";
+  $("play").setAttribute("aria-pressed", String(on));
+}
+
+function startOrStop() {
+  if (timer === null && now() === moments - 1) moveTo(0);
+  play(timer === null);
+}
+
+function setNames() {
+  const blind = $("blind").checked;
+  order = data.runs.map((_, i) => i);
+  if (blind) {
+    order = order.map((run) => [Math.random(), run]).sort((one, two) => one[0] - two[0]).map((pair) => pair[1]);
+  }
+  names = data.runs.map((run, i) => (blind ? String.fromCharCode(65 + order.indexOf(i)) : run.name));
+  $("title").textContent = `Grad-CAM: ${order.map((run) => names[run]).join(" and ")}`;
+  document.title = $("title").textContent;
+  $("notes").hidden = blind;
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.target.closest("input, select, button, summary") || event.ctrlKey || event.metaKey || event.altKey) return;
+  const to = { ArrowLeft: now() - 1, ArrowRight: now() + 1, Home: 0, End: moments - 1 }[event.key];
+  if (event.key === " ") startOrStop();
+  else if (to !== undefined) moveTo(to);
+  else return;
+  event.preventDefault();
+});
+
+$("time").max = moments - 1;
+$("time").value = moments - 1;
+$("time").addEventListener("input", draw);
+$("play").addEventListener("click", startOrStop);
+for (const id of ["colors", "strength", "scale", "sort", "class", "verdict"]) $(id).addEventListener("input", draw);
+$("blind").addEventListener("input", () => { setNames(); draw(); });
+for (const name of [...new Set(data.samples.map((sample) => sample.label))].filter(Boolean)) {
+  $("class").append(element("option", { value: name, textContent: name }));
+}
+if (data.runs.length === 1) {
+  $("sort").querySelector("[value=difference]").remove();
+  $("blind").parentElement.hidden = true;
+}
+for (const note of data.notes) $("notes").append(element("p", { textContent: note }));
+document.body.style.setProperty("--runs", data.runs.length);
+setNames();
+
+let photos = [];
+Promise.all(data.samples.map((sample) => greyOf(sample.photo))).then((found) => {
+  photos = found;
+  draw();
+  document.body.dataset.ready = "yes";
+});

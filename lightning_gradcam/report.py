@@ -1,0 +1,153 @@
+"""The page: one HTML file that shows runs side by side, with nothing beside it and no network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from lightning_gradcam.compare import Comparison, Run
+from lightning_gradcam.history import aggregate
+from lightning_gradcam.picture.draw import outline_boxes
+from lightning_gradcam.picture.encode import jpeg
+from lightning_gradcam.picture.overlay import COLORMAPS
+
+_HERE = Path(__file__).parent
+_MOMENTS = 100  # more of them are thinned out evenly
+_CELLS = 16  # longer side of the maps in a page
+_PHOTO = 256  # longer side of the photos in a page, in pixels
+
+
+def write_page(comparison: Comparison, path: str | Path) -> Path:
+    """Write a page for one run or several; whole or not at all.
+
+    It opens from disk, shows at most 100 moments, evenly spaced with the first and the last, and maps of at most 16
+    cells a side, to which larger ones are averaged down. Its security policy allows no network.
+
+    Args:
+        comparison: The runs.
+        path: An HTML file; one that is there is replaced.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(page(comparison), encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def page(comparison: Comparison) -> str:
+    """The page as text, see :func:`write_page`."""
+    template, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.html", "page.js"))
+    style = template.partition("<style>")[2].partition("</style>")[0]
+    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
+    # No `<` is left in the data, so nothing in it can close its element or open another.
+    data = json.dumps(_data(comparison), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    for place, text in (("@POLICY@", policy), ("@SCRIPT@", script), ("@DATA@", data)):
+        before, _, after = template.partition(place)
+        template = before + text + after
+    return template
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _data(comparison: Comparison) -> dict[str, Any]:
+    first = comparison.runs[0].record
+    at = np.linspace(0, len(comparison.moments) - 1, min(_MOMENTS, len(comparison.moments))).round().astype(int)
+    notes = list(comparison.notes)
+    if len(at) < len(comparison.moments):
+        notes.append(f"This page shows {len(at)} of {len(comparison.moments)} moments.")
+    classes = first.about["class_names"] or []
+    labels = first.about["labels"] or [None] * len(first.photos)
+    samples = [
+        {
+            "title": f"#{name} {_class(label, classes)}".strip(),
+            "label": _class(label, classes),
+            "used": bool(used),
+            "photo": _photo(photo),
+        }
+        for name, label, used, photo in zip(first.about["ids"], labels, comparison.used, first.photos, strict=True)
+    ]
+    return {
+        "by": comparison.by,
+        "moments": comparison.moments[at].tolist(),
+        "size": first.photos.shape[1:],
+        "samples": samples,
+        "regions": {name: outline_boxes(torch.from_numpy(value)).tolist() for name, value in first.regions.items()},
+        "classes": classes,
+        "colors": COLORMAPS,
+        "notes": notes,
+        "runs": [_run(run, at, torch.from_numpy(comparison.used)) for run in comparison.runs],
+    }
+
+
+def _class(label: Any, names: Sequence[str]) -> str:
+    """A label in words: a class, or of a multi-hot label its classes."""
+    if label is None:
+        return ""
+    if isinstance(label, list):
+        found = label if len(label) == 1 else [index for index, value in enumerate(label) if value]
+        return "+".join(_class(one, names) for one in found)
+    return names[int(label)] if label in range(len(names)) else f"{label:g}"
+
+
+def _photo(photo: np.ndarray) -> str:
+    picture = Image.fromarray(photo)
+    picture.thumbnail((_PHOTO, _PHOTO))
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg(picture)).decode()
+
+
+def _run(run: Run, at: np.ndarray, used: Tensor) -> dict[str, Any]:
+    chosen = torch.from_numpy(at)
+    maps = run.maps[chosen]
+    h, w = maps.shape[2:]
+    if max(h, w) > _CELLS:
+        h, w = (max(1, round(side * _CELLS / max(h, w))) for side in (h, w))
+        maps = F.adaptive_avg_pool2d(maps, (h, w))
+    unit = maps.abs().amax((2, 3)) / 127  # NaN or infinite where the map is
+    cells = (maps / unit[:, :, None, None]).nan_to_num(0, 0, 0).round().to(torch.int8)
+    samples = run.samples[at]
+
+    def over_samples(key: str, values: Tensor) -> list[float | None]:
+        return _plain([aggregate({key: row[used]})[key] for row in values[chosen]])
+
+    return {
+        "name": run.name,
+        "grid": [h, w],
+        "maps": base64.b64encode(cells.numpy().tobytes()).decode(),
+        "unit": [_plain(row) for row in unit.tolist()],
+        "predicted": [[None if one < 0 else one for one in row] for row in samples["predicted"].tolist()],
+        "confidence": [_plain(row) for row in samples["confidence"].tolist()],
+        "right": samples["right"].tolist(),
+        "drift": [_plain(row) for row in run.drift[chosen].tolist()],
+        "agreement": [_plain(row) for row in run.agreement[chosen].tolist()],
+        "drift_median": over_samples("drift", run.drift),
+        "mass": {
+            key.removeprefix("mass_"): over_samples(key, values)
+            for key, values in run.values.items()
+            if key.startswith("mass_")
+        },
+    }
+
+
+def _plain(values: Sequence[float]) -> list[float | None]:
+    """Four digits each, and ``None`` for what is no number."""
+    return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values]
