@@ -35,8 +35,9 @@ from lightning_gradcam._lightning import (
     sharded,
 )
 from lightning_gradcam.batch import Batch, Fingerprint, as_samples, check_name, default_batch, fixed_batch, shift
+from lightning_gradcam.compare import unlike
 from lightning_gradcam.functional import Observation, observe
-from lightning_gradcam.history import ROWS, Drift, History, Moment, Reading
+from lightning_gradcam.history import ROWS, Beside, Drift, History, Moment, Reading
 from lightning_gradcam.isolation import usual_defaults
 from lightning_gradcam.layers import check_layers, find_layer, locate
 from lightning_gradcam.layout import Grid, Layout, as_layout
@@ -47,7 +48,7 @@ from lightning_gradcam.picture.display import Display, found_class_names, found_
 from lightning_gradcam.picture.filmstrip import filmstrip
 from lightning_gradcam.picture.grid import Caption, captions, grid, tiles
 from lightning_gradcam.picture.text import load_font, missing_letters, printable
-from lightning_gradcam.record import Writer, sample_rows
+from lightning_gradcam.record import Record, Writer, sample_rows
 from lightning_gradcam.sinks import Sink, alert, find_sinks, leaves_nothing, run_folder, write_card, write_samples
 from lightning_gradcam.targets import Target, as_target, predicted
 
@@ -91,28 +92,29 @@ class GradCAMCallback(Callback):
 
     Logged, behind the prefix and a slash (with several layers the prefix itself grows: ``gradcam_layer3/grid``):
 
-    ======================== =========================================================================== ============
-    key                      meaning, unit, range                                                        over samples
-    ======================== =========================================================================== ============
-    ``grid``                 a picture: every sample's map over its photo, with its prediction
-    ``filmstrip``            a picture: the run so far, a row a sample, always with the first and the last
-                             observation
-    ``drift``                how far maps moved since the observation before; 0 still, 1 moved wholly    median
-    ``drift_from_reference`` the same from the reference, see :class:`Drift`                             median
-    ``drift_floor``          the same under a shift of the images by one pixel: what means nothing       median
-    ``drift_chance``         the same between different samples: what maps without relation show         median
-    ``centroid_shift``       distance of the centres of mass to the reference, in grid diagonals; 0 to 1 median
-    ``topk_iou``             overlap of the strongest fifth of the cells with the reference; 0 to 1      median
-    ``concentration``        how few cells hold the evidence; 0 uniform, 1 one cell; for one grid only   median
-    ``strength``             sum of the signed map: evidence for the target, in its own unit; only for   median
-                             the methods with a sign, ``gradcam`` and ``hirescam``
-    ``empty_fraction``       share of samples whose map has no positive cell; 0 to 1                     mean
-    ``mass_<region>``        share of a map's evidence inside a region; 0 to 1                           mean
-    ``lift_<region>``        that, in shares of a uniform map; 1 is no preference                        mean
-    ``prediction_flips``     share of samples whose prediction changed since the observation before      mean
-    ``seconds``              what the observation took on the calling thread
-    ``failures``             how many observations of the run have failed so far; logged when one does
-    ======================== =========================================================================== ============
+    ========================= =========================================================================== ============
+    key                       meaning, unit, range                                                        over samples
+    ========================= =========================================================================== ============
+    ``grid``                  a picture: every sample's map over its photo, with its prediction
+    ``filmstrip``             a picture: the run so far, a row a sample, always with the first and the last
+                              observation
+    ``drift``                 how far maps moved since the observation before; 0 still, 1 moved wholly    median
+    ``drift_from_reference``  the same from the reference, see :class:`Drift`                             median
+    ``difference_from_<run>`` one less the agreement with the last maps of ``Drift(reference_run=...)``   median
+    ``drift_floor``           the same under a shift of the images by one pixel: what means nothing       median
+    ``drift_chance``          the same between different samples: what maps without relation show         median
+    ``centroid_shift``        distance of the centres of mass to the reference, in grid diagonals; 0 to 1 median
+    ``topk_iou``              overlap of the strongest fifth of the cells with the reference; 0 to 1      median
+    ``concentration``         how few cells hold the evidence; 0 uniform, 1 one cell; for one grid only   median
+    ``strength``              sum of the signed map: evidence for the target, in its own unit; only for   median
+                              the methods with a sign, ``gradcam`` and ``hirescam``
+    ``empty_fraction``        share of samples whose map has no positive cell; 0 to 1                     mean
+    ``mass_<region>``         share of a map's evidence inside a region; 0 to 1                           mean
+    ``lift_<region>``         that, in shares of a uniform map; 1 is no preference                        mean
+    ``prediction_flips``      share of samples whose prediction changed since the observation before      mean
+    ``seconds``               what the observation took on the calling thread
+    ``failures``              how many observations of the run have failed so far; logged when one does
+    ========================= =========================================================================== ============
 
     Drift below ``drift_floor`` is noise, and drift near ``drift_chance`` is a gaze that has gone elsewhere. Samples
     with an empty map, or without a region, are left out of a key; with ``target="predicted"`` also those whose
@@ -464,6 +466,9 @@ class GradCAMCallback(Callback):
             )
 
         self._resume(fingerprint, names)
+        prefixes = self._prefixes(names)
+        if self.drift.reference_run is not None:
+            self._history.beside = self._another_run(trainer, list(prefixes), _samples_of(batch, fingerprint))
 
         display = self.display
         dataset = self.samples if isinstance(self.samples, Dataset) else getattr(loader, "dataset", None)
@@ -482,7 +487,35 @@ class GradCAMCallback(Callback):
             regions = {name: region_masks(region, (height, width)) for name, region in batch.regions.items()}
         if note:
             rank_zero_info(f"GradCAMCallback: {note}.")
-        return _Probe(batch, fingerprint, self._prefixes(names), layouts, regions, grey, class_names)
+        return _Probe(batch, fingerprint, prefixes, layouts, regions, grey, class_names)
+
+    def _another_run(self, trainer: Trainer, prefixes: list[str], samples: dict[str, Any]) -> Beside:
+        """Read what the reference run saw last; the first process hands it to the others.
+
+        Raises:
+            FileNotFoundError: If there is no record.
+            ValueError: If it cannot be read, is of other samples, or has no such layers.
+        """
+        beside = error = None
+        if trainer.is_global_zero:
+            try:
+                record = Record.open(self.drift.reference_run or "")
+                differing = unlike(samples, record.about)
+                if differing:
+                    raise ValueError(
+                        f"`Drift(reference_run={str(self.drift.reference_run)!r})` has not looked at the same samples: "
+                        f"{differing}, here and there"
+                    )
+                beside = Beside.of(record, prefixes)
+                theirs = record.about["settings"].get("question")
+                if theirs != self._question:
+                    rank_zero_warn(f"GradCAMCallback asks for {self._question!r}, {record.name} asked for {theirs!r}.")
+            except Exception as failure:  # the other processes wait for the broadcast
+                error = failure
+        beside = trainer.strategy.broadcast(beside)
+        if beside is None:
+            raise error or _ElsewhereError("the first process could not read the reference run")
+        return beside
 
     def _resume(self, fingerprint: Fingerprint, layers: list[str]) -> None:
         """Go on with the history of the run that is resumed, where its samples and layers are the same."""
@@ -590,9 +623,7 @@ class GradCAMCallback(Callback):
                 "every_n_epochs": self.every_n_epochs,
                 "precision": str(trainer.precision),
             },
-            "fingerprint": asdict(probe.fingerprint),
-            "ids": [one if isinstance(one, int) else str(one) for one in batch.ids],
-            "labels": None if batch.labels is None else batch.labels.tolist(),
+            **_samples_of(batch, probe.fingerprint),
             "class_names": None if probe.class_names is None else list(probe.class_names),
         }
         regions = {name: region.numpy() for name, region in batch.regions.items()}
@@ -646,7 +677,7 @@ class GradCAMCallback(Callback):
         )
 
     def _filmstrip(self, probe: _Probe, prefix: str, maps: Tensor, under: Sequence[Caption], moved: Tensor) -> Image:
-        track = self._history.tracks[prefix]
+        track, beside = self._history.tracks[prefix], self._history.beside
         return filmstrip(
             probe.photos[:ROWS],
             track.frames,
@@ -656,6 +687,7 @@ class GradCAMCallback(Callback):
             {name: region[:ROWS] for name, region in probe.batch.regions.items()},
             track.peak[:ROWS],
             self._key(probe, prefix, maps),
+            None if beside is None else (beside.name, beside.frame(prefix)),
             **self._look_of_pictures(),
         )
 
@@ -712,6 +744,15 @@ class GradCAMCallback(Callback):
                 sink(key, picture, step)
             except Exception as error:  # the other loggers shall have it
                 _warn(trainer, "a picture", error)
+
+
+def _samples_of(batch: Batch, fingerprint: Fingerprint) -> dict[str, Any]:
+    """Which samples these are, as a record tells it."""
+    return {
+        "fingerprint": asdict(fingerprint),
+        "ids": [one if isinstance(one, int) else str(one) for one in batch.ids],
+        "labels": None if batch.labels is None else batch.labels.tolist(),
+    }
 
 
 def _name(choice: Any) -> str:

@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_gradcam.history import aggregate, describe
-from lightning_gradcam.metrics.drift import similarity
+from lightning_gradcam.metrics.drift import agreement, similarity
 from lightning_gradcam.metrics.localization import region_masks
 from lightning_gradcam.record import Record
 
@@ -170,7 +169,7 @@ def compare(
     names = _names(records)
     notes = []
     for name, record in zip(names[1:], records[1:], strict=True):
-        differing = unlike(records[0], record)
+        differing = unlike(records[0].about, record.about)
         if differing and not force:
             raise ValueError(
                 f"{names[0]} and {name} do not look at the same samples: {differing}; compare runs with the same "
@@ -193,10 +192,8 @@ def compare(
         values = [describe(maps[i], signed, regions) for i in which]
         first = torch.full((len(maps[0]),), torch.nan)
         drift = [first if i == 0 else 1 - similarity(maps[i], maps[i - 1]) for i in which]
-        base = found[0] if found else None
-        agreement = [
-            agreement_of(maps[i], base.maps[t] if base else maps[i]) for t, i in enumerate(which)
-        ]  # of a run with itself 1
+        base = found[0].maps if found else maps[which]  # the first run agrees with itself
+        agreements = [agreement(maps[i], base[t]) for t, i in enumerate(which)]
         found.append(
             Run(
                 name,
@@ -206,29 +203,23 @@ def compare(
                 maps[which],
                 record.samples[which],
                 torch.stack(drift),
-                torch.stack(agreement),
+                torch.stack(agreements),
                 {key: torch.stack([one[key] for one in values]) for key in values[0] if key != "empty_fraction"},
             )
         )
-        if base is not None and maps.shape[2:] != base.maps.shape[2:]:
-            grids = [f"{name} {h}x{w}" for name, (h, w) in ((base.name, base.maps.shape[2:]), (name, maps.shape[2:]))]
+        if maps.shape[2:] != base.shape[2:]:
+            grids = [f"{name} {h}x{w}" for name, (h, w) in ((names[0], base.shape[2:]), (name, maps.shape[2:]))]
             notes.append(f"The grids differ, {grids[0]} and {grids[1]}: agreement is measured on the coarser of each.")
     return Comparison(by, moments, found, used, notes)
 
 
-def agreement_of(maps: Tensor, others: Tensor) -> Tensor:
-    """The similarity ``(n,)`` of maps on grids that may differ: each averaged, its positive part, to the coarser one.
+def unlike(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
+    """In what the fixed batches of two runs are not the same samples; empty where they are.
 
-    See :func:`~lightning_gradcam.metrics.drift.similarity`.
+    Args:
+        one: What is known of a run, with ``fingerprint``, ``ids`` and ``labels``, see :attr:`Record.about`.
+        two: The same of another.
     """
-    h, w = (min(sides) for sides in zip(maps.shape[1:], others.shape[1:], strict=True))
-    both = (F.adaptive_avg_pool2d(one.relu()[:, None], (h, w))[:, 0] for one in (maps, others))
-    return similarity(*both)
-
-
-def unlike(record: Record, other: Record) -> str:
-    """In what the fixed batches of two runs are not the same samples; empty where they are."""
-    one, two = record.about, other.about
     if one["fingerprint"]["identity"] == two["fingerprint"]["identity"]:
         return ""
     lengths = [about["fingerprint"].get("length") for about in (one, two)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from lightning_gradcam.metrics import drift as measures
 from lightning_gradcam.metrics.evidence import empty, strength
 from lightning_gradcam.metrics.localization import lift, mass
+from lightning_gradcam.record import Record
 from lightning_gradcam.targets import Prediction
 
 ROWS = 8  # samples in a filmstrip: the first ones of the fixed batch, so that the rows never change
@@ -28,6 +31,9 @@ class Drift:
         reference: ``"first"``: each sample's first map with a positive cell after a trained epoch; or the number of
             the epoch, counted from 0, whose maps serve. The untrained model is never the reference: everything is far
             from it.
+        reference_run: The folder of another run's record, or of the run. Its last maps are the last column of the
+            filmstrip, and ``difference_from_<its name>`` is logged: one less how far the maps agree with these, in
+            [0, 1]. It must have looked at the same samples.
         noise_floor: Measure at every observation how far the maps move when the images are shifted by one pixel. It
             costs a second capture.
         alert_above: Warn when the median drift exceeds this and the noise floor, after two observations in a row in
@@ -38,6 +44,7 @@ class Drift:
     """
 
     reference: Literal["first"] | int = "first"
+    reference_run: str | Path | None = None
     noise_floor: bool = True
     alert_above: float | None = None
 
@@ -45,6 +52,8 @@ class Drift:
         whole = isinstance(self.reference, int) and not isinstance(self.reference, bool)
         if self.reference != "first" and (not whole or self.reference < 0):
             raise ValueError(f'`reference` must be "first" or an epoch of at least 0, got {self.reference!r}')
+        if self.reference_run is not None and not isinstance(self.reference_run, (str, Path)):
+            raise ValueError(f"`reference_run` must be a folder, got {self.reference_run!r}")
         number = isinstance(self.alert_above, (int, float))
         if self.alert_above is not None and not (number and 0 < self.alert_above < 1):
             raise ValueError(f"`alert_above` must lie between 0 and 1, got {self.alert_above!r}")
@@ -249,11 +258,53 @@ class Reading:
     alarms: dict[str, list[int]]
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What another run saw last.
+
+    Attributes:
+        name: What that run is called, as a part of a key.
+        maps: Signed maps ``(n, h, w)`` by the prefix of our layer's keys.
+        classes: See :class:`Frame`, of all samples.
+        right: As above.
+    """
+
+    name: str
+    maps: dict[str, Tensor]
+    classes: Tensor
+    right: Tensor
+
+    @classmethod
+    def of(cls, record: Record, prefixes: Sequence[str]) -> Beside:
+        """Read a record for our layers with these prefixes, or for our only layer its only one.
+
+        Raises:
+            ValueError: If it has not all of these layers.
+        """
+        layers = list(record.maps) if len(record.maps) == len(prefixes) == 1 else list(prefixes)
+        if not set(layers) <= record.maps.keys():
+            raise ValueError(
+                f"the reference run {record.name} has the layers {', '.join(record.maps)}, and this run has "
+                f"{', '.join(prefixes)}; give both the same `target_layer`"
+            )
+        return cls(
+            re.sub(r"[^\w.-]", "_", record.name, flags=re.ASCII),
+            {prefix: torch.from_numpy(record.maps[name][-1]) for prefix, name in zip(prefixes, layers, strict=True)},
+            *(torch.from_numpy(record.samples[field][-1].astype(int)) for field in ("predicted", "right")),
+        )
+
+    def frame(self, prefix: str) -> Frame:
+        """Its maps of a layer as a column of the filmstrip."""
+        maps = kept_maps(self.maps[prefix])
+        return Frame(-1, maps, self.classes[:ROWS], self.right[:ROWS], torch.full((len(maps),), torch.nan))
+
+
 class History:
     """All that a run remembers of its observations, for every layer.
 
     Attributes:
         tracks: The track of each layer by the prefix of its keys.
+        beside: The last observation of another run, or ``None``.
         monitored: By full key the last finite number of the run, or the worst one that there can be.
     """
 
@@ -272,6 +323,7 @@ class History:
         self.by_prediction = by_prediction
         self.tracks: dict[str, Track] = {}
         self.classes: Tensor | None = None
+        self.beside: Beside | None = None
         self.monitored: dict[str, float] = {}
 
     def read(
@@ -298,6 +350,9 @@ class History:
             values = describe(signed, self.signed, regions)
             values |= track.measure(signed, self._question(prediction, len(signed)))
             values["drift_chance"] = measures.chance(signed)
+            if self.beside is not None:
+                other = self.beside.maps[prefix]
+                values[f"difference_from_{self.beside.name}"] = 1 - measures.agreement(signed, other)
             if shifted:
                 values["drift_floor"] = 1 - measures.similarity(signed, shifted[prefix])
             drift[prefix], moved[prefix] = values["drift"], values["drift_from_reference"]

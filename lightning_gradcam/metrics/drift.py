@@ -8,6 +8,7 @@ A map without a positive cell, or one that is not finite, has no such place: eve
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -28,6 +29,18 @@ def similarity(maps: Tensor, others: Tensor) -> Tensor:
         ``(n,)`` in [0, 1]: 1 where the two agree, 0 where they share no cell. NaN where either is empty.
     """
     return torch.minimum(distribution(maps), distribution(others)).sum((1, 2)).clamp_max(1)
+
+
+def agreement(maps: Tensor, others: Tensor) -> Tensor:
+    """The similarity of maps of two models, whose grids may differ: both averaged to the coarser of each side.
+
+    The positive part alone is averaged, so that evidence against the target cancels none for it.
+
+    Returns:
+        As :func:`similarity`.
+    """
+    h, w = (min(sides) for sides in zip(maps.shape[1:], others.shape[1:], strict=True))
+    return similarity(*(F.adaptive_avg_pool2d(one.relu()[:, None], (h, w))[:, 0] for one in (maps, others)))
 
 
 def chance(maps: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ def filmstrip(
     regions: Mapping[str, Tensor],
     peak: Tensor,
     key: str,
+    beside: tuple[str, Frame] | None = None,
     *,
     scale: str = "sample",
     colormap: str = "turbo",
@@ -69,6 +70,7 @@ def filmstrip(
         regions: As in :class:`~lightning_gradcam.batch.Batch`, outlined on the photo at the left.
         peak: ``(r,)``, the largest value of each sample's maps in the run.
         key: The line at the foot.
+        beside: What another run saw last, and what it is called: the last column.
         scale: ``"sample"``: each map by its own maximum, with a gauge of that against the peak at the tile's edge;
             ``"run"``: each by the sample's peak.
         colormap: A key of :data:`~lightning_gradcam.picture.overlay.COLORMAPS`.
@@ -81,21 +83,29 @@ def filmstrip(
     rows_columns = tile_size(photos, _TILE, least=8)
     size = rows_columns[1], rows_columns[0]
     shown = [frames[i] for i in columns(frames)]
+    heads = ["start" if frame.epoch < 0 else f"epoch {frame.epoch}" for frame in shown]
+    if beside is not None:
+        heads.append(beside[0])
+        shown.append(beside[1])
     across, down = max(size[0], _TILE // 2) + GUTTER, size[1] + _BAR + GUTTER
     spark = GUTTER + (1 + len(shown)) * across
     canvas = Image.new("RGB", (spark + _SPARK + GUTTER, LINE + r * down + LINE), PAPER)
     draw = ImageDraw.Draw(canvas)
     letters = load_font(font, _SMALL)
 
-    heads = ["", *("start" if frame.epoch < 0 else f"epoch {frame.epoch}" for frame in shown), "drift, from 0 to 1"]
-    for column, head in enumerate(heads):
-        draw.text((GUTTER + column * across, LINE // 2), head, INK, letters, "lm")
+    for column, head in enumerate(["", *heads, "drift, from 0 to 1"]):
+        room = across - GUTTER if column <= len(shown) else _SPARK
+        draw.text((GUTTER + column * across, LINE // 2), fit(head, letters, room), INK, letters, "lm")
     marked = moved.nan_to_num(0).topk(_MARKED).indices.tolist() if r > _MARKED else []
 
     # The photo, then the columns: uint8 (1 + columns, r, height, width, 3).
     bare = torch.zeros(r, 1, 1)
     strips = [overlay(photos, bare, rows_columns, colormap)]
-    strips += [overlay(photos, frame.maps, rows_columns, colormap, peak if scale == "run" else None) for frame in shown]
+    own = [frame is not (beside or (None, None))[1] for frame in shown]  # another run's maps have another scale
+    strips += [
+        overlay(photos, frame.maps, rows_columns, colormap, peak if scale == "run" and ours else None)
+        for frame, ours in zip(shown, own, strict=True)
+    ]
     boxes = boxes_on_tiles(regions, photos, rows_columns)
     drifts = torch.stack([frame.drift for frame in frames], 1)
     for row in range(r):
@@ -106,12 +116,12 @@ def filmstrip(
         for box in boxes:
             draw_box(draw, box[row].tolist(), (GUTTER, top))
         _draw_bar(draw, letters, titles[row], color, (GUTTER, top + size[1]), across - GUTTER)
-        for column, frame in enumerate(shown, 1):
+        for column, (frame, ours) in enumerate(zip(shown, own, strict=True), 1):
             corner = GUTTER + column * across, top
             note = note_on(frame.maps[row])
             if note:
                 draw_note(draw, letters, note, corner, size)
-            elif scale == "sample":
+            elif scale == "sample" and ours:
                 draw_gauge(draw, float(strongest(frame.maps[row : row + 1]) / peak[row]), corner, size)
             said = int(frame.classes[row])
             name = "" if said < 0 else class_names[said] if said < len(class_names) else str(said)
