@@ -62,7 +62,7 @@ def test_other_samples_are_refused_before_training(strong):
         train(0, reference_run="nowhere")
     with pytest.raises(ValueError, match="`reference_run` must be a folder, got 3"):
         Drift(reference_run=3)
-    with pytest.raises(ValueError, match=r"recorder_version_0 has the layers gradcam, and this run has gradcam_0, gradcam_5"):
+    with pytest.raises(ValueError, match=r"has the layers gradcam, and this run has gradcam_0, gradcam_5"):
         train(0, layer=["net.0", "net.5"], reference_run=strong)
 
 
