@@ -9,6 +9,7 @@ tag is taken away half-way, and the filmstrip shows the gaze come back to the di
     python digits_on_photos.py              # about a minute and a half on two cores, downloads nothing
     python digits_on_photos.py --recover    # half a minute more: a third run, whose tag is removed after epoch 7
     tensorboard --logdir runs --samples_per_plugin images=100
+    lightning-gradcam compare runs/weak runs/strong -o weak-strong.html
 
 A second start keeps what is there and writes beside it, to `runs/weak_1` and `runs/strong_1`.
 """
@@ -198,6 +199,8 @@ def main() -> None:
     print(f"{'uniform map':54}{(DIGIT / SIZE) ** 2:14.2f}{(TAG / SIZE) ** 2:14.2f}")
     if args.logger == "tensorboard":
         print("\nNow look at it, under Images:  tensorboard --logdir runs --samples_per_plugin images=100")
+        weak, strong = (f"runs/{run}{ending}" for run in ("weak", "strong"))
+        print(f"Or side by side, epoch by epoch:  lightning-gradcam compare {weak} {strong} -o weak-strong.html")
 
 
 if __name__ == "__main__":

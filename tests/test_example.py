@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_loggers import events
 
-from lightning_gradcam import Drift, GradCAMCallback
+from lightning_gradcam import Drift, GradCAMCallback, compare
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +39,28 @@ def runs(example, tmp_path_factory):
             alerts[run] = [str(warning.message) for warning in caught if "moved: median drift" in str(warning.message)]
     torch.set_num_threads(1)
     return folder / "runs", alerts
+
+
+def test_two_seeds_of_a_training_agree_more_than_weak_and_strong(example, runs):
+    folder, _ = runs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parent)
+        example.seed_everything(1)
+        example.fit(example.Classifier(), "strong", example.make_logger("tensorboard", "strong_again"), epochs=15)
+    torch.set_num_threads(1)
+    agree = {
+        other: compare(folder / "strong", folder / other).table()[-1][f"{other}/agreement"]
+        for other in ("strong_again", "weak")
+    }
+    assert agree["strong_again"] > 2 * agree["weak"]
+
+
+def test_the_table_is_of_the_records(runs):
+    folder, _ = runs
+    found = compare(folder / "weak", folder / "strong", samples="all")
+    for run in ("weak", "strong"):
+        logged = [scalar.value for scalar in events(folder / run).Scalars("gradcam/mass_tag")]
+        assert [row[f"{run}/mass_tag"] for row in found.table()] == pytest.approx(logged, rel=1e-5)
 
 
 def last(folder, run, key):
