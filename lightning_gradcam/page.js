@@ -325,4 +325,5 @@ Promise.all(data.samples.map((sample) => greyOf(sample.photo))).then((found) => 
   photos = found;
   draw();
   document.body.dataset.ready = "yes";
+  performance.mark("ready");
 });
