@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_loggers import events
+from test_page import pictures
 
 from lightning_gradcam import Drift, GradCAMCallback, compare
 
@@ -61,6 +62,22 @@ def test_the_table_is_of_the_records(runs):
     for run in ("weak", "strong"):
         logged = [scalar.value for scalar in events(folder / run).Scalars("gradcam/mass_tag")]
         assert [row[f"{run}/mass_tag"] for row in found.table()] == pytest.approx(logged, rel=1e-5)
+
+
+def test_the_page_of_the_two_runs(runs, opened):
+    from selenium.webdriver import Keys
+
+    folder, _ = runs
+    page = opened(folder / "weak", folder / "strong")
+    slider = page.find_element("id", "time")
+    seen = [pictures(page)]
+    for _ in range(3):
+        slider.send_keys(Keys.ARROW_LEFT)
+        seen.append(pictures(page))
+    assert [[len(card) for card in one] for one in seen] == [[2] * 16] * 4
+    for i in range(3):
+        assert all(one[0] != two[0] for one, two in zip(seen[i], seen[i + 1], strict=True))
+    assert page.find_element("id", "now").text == "epoch 11"
 
 
 def last(folder, run, key):

@@ -4,11 +4,11 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import wait_for
 from test_compare import BOTH, LEFT, RIGHT, write
 from test_record import about
 from test_security import HOSTILE
@@ -16,8 +16,6 @@ from test_security import HOSTILE
 from lightning_gradcam import compare
 from lightning_gradcam.record import Writer, sample_rows
 from lightning_gradcam.report import page, write_page
-
-BROWSER, DRIVER = (next(filter(None, map(shutil.which, names)), None) for names in (["chromium"], ["chromedriver"]))
 
 
 def data_of(text):
@@ -95,51 +93,6 @@ def test_a_page_that_cannot_be_written_leaves_nothing():
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not BROWSER or not DRIVER:
-        pytest.skip("no chromium with its chromedriver on this machine")
-    from selenium.webdriver import Chrome, ChromeOptions
-    from selenium.webdriver.chrome.service import Service
-
-    options = ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "window-size=1400,1100", "disable-dev-shm-usage"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = Chrome(options, Service(DRIVER))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def opened(browser):
-    """Open a page; at the end of the test nothing has been asked of a network, and nothing complained of."""
-    browser.get_log("performance")
-    browser.get_log("browser")
-    addresses = []
-
-    def open_page(*runs, **options):
-        path = write_page(compare(*runs, **options), "page.html").resolve()
-        addresses.append(path.as_uri())
-        browser.get(addresses[-1])
-        wait_for(browser, "document.body.dataset.ready === 'yes'")
-        return browser
-
-    yield open_page
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = {one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"}
-    assert addresses[0] in asked
-    assert [one for one in asked if one not in addresses and not one.startswith("data:image/jpeg")] == []
-    assert browser.get_log("browser") == []
-
-
-def wait_for(browser, condition):
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(browser, 20).until(lambda one: one.execute_script(f"return {condition}"))
 
 
 def pictures(browser):

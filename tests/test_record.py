@@ -14,7 +14,7 @@ from test_callback import Recorder, fit
 from test_faults import run_script
 from tiny import Images, TinyModule, loader, trainer
 
-from lightning_gradcam import Batch, GradCAMCallback, Record
+from lightning_gradcam import Batch, GradCAMCallback, Record, compare
 from lightning_gradcam.record import Writer, sample_rows
 
 
@@ -161,7 +161,9 @@ def test_a_resumed_run_with_other_samples_starts_a_record_of_its_own():
 @pytest.mark.slow
 def test_a_killed_run_leaves_a_record_that_opens():
     run_script(signal="SIGKILL")
-    assert Record.open("recorder/version_0").epochs.tolist() == [-1, 0, 1]
+    killed = Record.open("recorder/version_0")
+    assert killed.epochs.tolist() == [-1, 0, 1]
+    assert len(compare(killed, killed, samples="all").table()) == 3
     assert run_script(resume="saved/last.ckpt").returncode == 0
     assert Record.open("recorder/version_0").epochs.tolist() == [-1, 0, 1, 2, 3]
 
