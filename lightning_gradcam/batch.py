@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
@@ -64,11 +65,15 @@ class Batch:
         object.__setattr__(self, "regions", {name: _plain(region) for name, region in self.regions.items()})
         for name, region in self.regions.items():
             check_name("the name of a region", name)
+            if not region.isfinite().all():
+                raise ValueError(f"region {name!r} holds NaN or infinite values")
             if tuple(region.shape) not in ((n, 4), (n, height, width)):
                 raise ValueError(
                     f"region {name!r} must be boxes ({n}, 4) or masks ({n}, {height}, {width}), "
                     f"got {tuple(region.shape)}"
                 )
+        if isinstance(self.ids, (Tensor, np.ndarray)):  # as collated
+            object.__setattr__(self, "ids", self.ids.tolist())
         if self.ids and len(self.ids) != n:
             raise ValueError(f"`ids` must name {n} samples, got {len(self.ids)}")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
+import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from PIL.Image import Image
 from torch import Tensor, nn
@@ -268,7 +269,7 @@ class GradCAMCallback(Callback):
             for layer in self.target_layer or ():
                 find_layer(pl_module, layer)
             self._proven = True  # as far as can be
-        elif trainer.global_step == 0:
+        elif trainer.global_step == 0 and trainer.current_epoch == 0:
             self._hint(trainer)
             self._look(trainer, pl_module, 0, _log_directly, Moment(-1, False))
         elif not self._proven:
@@ -309,12 +310,12 @@ class GradCAMCallback(Callback):
         missed = self._due(trainer) and self._seen_epoch != trainer.current_epoch
         unseen = self._seen_step != trainer.global_step
         if missed or (unseen and _stopping(trainer)):
-            self._look_behind_an_epoch(trainer, pl_module, _log)
+            self._look_behind_an_epoch(trainer, pl_module, _log, trainer.current_epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look where another callback ended the run after this one had its turn."""
         if self._seen_step != trainer.global_step:
-            self._look_behind_an_epoch(trainer, pl_module, _log_directly)
+            self._look_behind_an_epoch(trainer, pl_module, _log_directly, trainer.current_epoch - 1)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._look(trainer, pl_module, logged_step(trainer), _log)
@@ -329,15 +330,15 @@ class GradCAMCallback(Callback):
             "question": self._asked,
             "failures": self._failures,
             "history": self._history.state(),
-            "record": {"id": self._writer.id, "folder": str(self._writer.folder)} if self._writer else None,
+            "record": self._writer.state() if self._writer else self._continued,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
 
-    def _look_behind_an_epoch(self, trainer: Trainer, pl_module: LightningModule, log: _Log) -> None:
+    def _look_behind_an_epoch(self, trainer: Trainer, pl_module: LightningModule, log: _Log, epoch: int) -> None:
         step = max(0, logged_step(trainer) - 1)  # Lightning logs the epoch's metrics at the step of its last batch
-        self._look(trainer, pl_module, step, log, Moment(trainer.current_epoch, True))
+        self._look(trainer, pl_module, step, log, Moment(epoch, True))
 
     def _due(self, trainer: Trainer) -> bool:
         return (trainer.current_epoch + 1) % self.every_n_epochs == 0
@@ -451,6 +452,7 @@ class GradCAMCallback(Callback):
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> _Probe:
         """Load the fixed batch and find the layers, the photos' scale, the class names and the loggers."""
+        theirs = self._last_of_reference_run(trainer)
         candidates = loaders(trainer)
         loader = candidates[0] if candidates else None
         if len(candidates) > 1 and not isinstance(self.samples, Dataset):
@@ -467,8 +469,8 @@ class GradCAMCallback(Callback):
 
         self._resume(fingerprint, names)
         prefixes = self._prefixes(names)
-        if self.drift.reference_run is not None:
-            self._history.beside = self._another_run(trainer, list(prefixes), _samples_of(batch, fingerprint))
+        if theirs is not None:
+            self._history.beside = self._beside(theirs, list(prefixes), _samples_of(batch, fingerprint))
 
         display = self.display
         dataset = self.samples if isinstance(self.samples, Dataset) else getattr(loader, "dataset", None)
@@ -489,33 +491,42 @@ class GradCAMCallback(Callback):
             rank_zero_info(f"GradCAMCallback: {note}.")
         return _Probe(batch, fingerprint, prefixes, layouts, regions, grey, class_names)
 
-    def _another_run(self, trainer: Trainer, prefixes: list[str], samples: dict[str, Any]) -> Beside:
-        """Read what the reference run saw last; the first process hands it to the others.
+    def _last_of_reference_run(self, trainer: Trainer) -> Record | None:
+        """What the reference run saw last; the first process reads it for all of them.
 
         Raises:
             FileNotFoundError: If there is no record.
-            ValueError: If it cannot be read, is of other samples, or has no such layers.
+            ValueError: If it cannot be read.
         """
-        beside = error = None
+        if self.drift.reference_run is None:
+            return None
+        record = error = None
         if trainer.is_global_zero:
             try:
-                record = Record.open(self.drift.reference_run or "")
-                differing = unlike(samples, record.about)
-                if differing:
-                    raise ValueError(
-                        f"`Drift(reference_run={str(self.drift.reference_run)!r})` has not looked at the same samples: "
-                        f"{differing}, here and there"
-                    )
-                beside = Beside.of(record, prefixes)
-                theirs = record.about["settings"].get("question")
-                if theirs != self._question:
-                    rank_zero_warn(f"GradCAMCallback asks for {self._question!r}, {record.name} asked for {theirs!r}.")
+                record = Record.open(self.drift.reference_run).last()
             except Exception as failure:  # the other processes wait for the broadcast
                 error = failure
-        beside = trainer.strategy.broadcast(beside)
-        if beside is None:
+        record = trainer.strategy.broadcast(record)
+        if record is None:
             raise error or _ElsewhereError("the first process could not read the reference run")
-        return beside
+        return record
+
+    def _beside(self, record: Record, prefixes: list[str], samples: dict[str, Any]) -> Beside:
+        """The reference run beside this one.
+
+        Raises:
+            ValueError: If it is of other samples, or has no such layers.
+        """
+        differing = unlike(samples, record.about)
+        if differing:
+            raise ValueError(
+                f"`Drift(reference_run={str(self.drift.reference_run)!r})` has not looked at the same samples: "
+                f"{differing}, here and there"
+            )
+        theirs = record.about["settings"].get("question")
+        if theirs != self._question:
+            rank_zero_warn(f"GradCAMCallback asks for {self._question!r}, {record.name} asked for {theirs!r}.")
+        return Beside.of(record, prefixes)
 
     def _resume(self, fingerprint: Fingerprint, layers: list[str]) -> None:
         """Go on with the history of the run that is resumed, where its samples and layers are the same."""
@@ -549,8 +560,10 @@ class GradCAMCallback(Callback):
                 "drift starts anew."
             )
         else:
-            self._history, self._continued = history, self._restored["record"]
-            if before.pixels != fingerprint.pixels:
+            self._history = history
+            if before.pixels == fingerprint.pixels:
+                self._continued = self._restored.get("record")
+            else:
                 rank_zero_warn("GradCAMCallback: the pixels of the fixed batch are not those of the resumed run.")
 
     @property
@@ -587,7 +600,8 @@ class GradCAMCallback(Callback):
                 self._writer = self._open_record(trainer, probe, folder)
         if self._writer and moment is not None:
             self._keep(self._writer, trainer, probe, observation, reading, moment)
-        when = f"epoch {trainer.current_epoch} · step {step}" if trainer.global_step else "before training"
+        epoch = trainer.current_epoch if moment is None else moment.epoch
+        when = f"epoch {epoch} · step {step}" if trainer.global_step else "before training"
         for prefix, maps in probe.maps(observation).items():
             drift = reading.drift[prefix]
             under = captions(probe.batch, maps, observation.prediction, probe.class_names, drift)
@@ -609,8 +623,8 @@ class GradCAMCallback(Callback):
     def _open_record(self, trainer: Trainer, probe: _Probe, folder: Path) -> Writer:
         """Claim a folder for the record, and write there what is the same for all observations."""
         batch = probe.batch
-        run = folder.parent
-        name = f"{run.parent.name}_{run.name}" if re.fullmatch(r"version_\d+", run.name) else run.resolve().name
+        run = folder.parent.resolve()
+        name = f"{run.parent.name}_{run.name}" if re.fullmatch(r"version_\d+", run.name) else run.name
         if not isinstance(self.record, bool):
             folder = Path(self.record)
             name = folder.resolve().name
@@ -626,10 +640,15 @@ class GradCAMCallback(Callback):
             **_samples_of(batch, probe.fingerprint),
             "class_names": None if probe.class_names is None else list(probe.class_names),
         }
-        regions = {name: region.numpy() for name, region in batch.regions.items()}
+        regions = {name: _array(region) for name, region in batch.regions.items()}
         grey = (probe.photos * 255).round().byte().numpy()
+        if self._continued and not Path(self._continued["folder"]).is_dir():
+            _say(
+                f"GradCAMCallback: the record of the resumed run is no longer in {self._continued['folder']!r}; this "
+                "one starts with what follows."
+            )
         try:
-            return Writer(folder, about, grey, regions, self._continued, trainer.global_step)
+            return Writer(folder, about, grey, regions, self._continued, (trainer.current_epoch, trainer.global_step))
         except OSError as error:
             raise ValueError(
                 f"the record cannot be written to {str(folder)!r}: {error}; give `record=` another folder, or False"
@@ -652,11 +671,11 @@ class GradCAMCallback(Callback):
                 trainer.global_step,
                 {prefix: maps.numpy() for prefix, maps in probe.maps(observation).items()},
                 sample_rows(
-                    observation.scores.numpy(),
-                    None if prediction is None else prediction.probabilities.float().numpy(),
-                    None if prediction is None else prediction.classes.numpy(),
-                    None if prediction is None or prediction.right is None else prediction.right.numpy(),
-                    None if labels is None else labels.numpy(),
+                    _array(observation.scores),
+                    None if prediction is None else _array(prediction.probabilities),
+                    None if prediction is None else _array(prediction.classes),
+                    None if prediction is None or prediction.right is None else _array(prediction.right),
+                    None if labels is None else _array(labels),
                 ),
                 reading.numbers,
             )
@@ -744,6 +763,11 @@ class GradCAMCallback(Callback):
                 sink(key, picture, step)
             except Exception as error:  # the other loggers shall have it
                 _warn(trainer, "a picture", error)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """A tensor as an array; numpy has no bfloat16."""
+    return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
 
 
 def _samples_of(batch: Batch, fingerprint: Fingerprint) -> dict[str, Any]:

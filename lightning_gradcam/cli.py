@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 after bad input, which is told in a line on stderr.
     """
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a class name may have letters that a console lacks
     try:
         comparison = compare(
             *options.runs,
@@ -29,12 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             force=options.force,
         )
         page = write_page(comparison, options.output) if options.output else None
+        print(comparison)
+        if page:
+            print(f"\nOpen {page} in a browser.")
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError) as error:
         print(f"lightning-gradcam: {error}", file=sys.stderr)
         return 2
-    print(comparison)
-    if page:
-        print(f"\nOpen {page} in a browser.")
     return 0
 
 

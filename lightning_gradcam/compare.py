@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +32,10 @@ class Run:
         at: ``(t,)``, which of the record's observations.
         maps: ``(t, n, h, w)``, signed.
         samples: ``(t, n)``, see :attr:`~lightning_gradcam.Record.samples`.
-        drift: ``(t, n)``, how far each map is from that of the moment before; NaN at the first.
-        agreement: ``(t, n)``, how much of each map lies where that of the first run does, in [0, 1].
+        drift: ``(t, n)``, how far each map is from that of the moment before; NaN at the first, and where the target
+            is the predicted class and that has changed.
+        agreement: ``(t, n)``, how much of each map lies where that of the first run does, in [0, 1]; NaN where the
+            target is the predicted class and the two predict another.
         values: ``(t, n)`` by key: ``concentration``, ``strength``, and ``mass_`` and ``lift_`` of each region.
     """
 
@@ -99,7 +102,7 @@ class Comparison:
     def __str__(self) -> str:
         rows = self.table()
         names = [run.name for run in self.runs]
-        numbers = [key.partition("/")[2] for key in rows[0] if "/" in key]
+        numbers = [key.rpartition("/")[2] for key in rows[0] if "/" in key]
         columns = [
             (number, name)
             for number in dict.fromkeys(["agreement", *numbers])
@@ -191,9 +194,14 @@ def compare(
         signed = f"{prefix}/strength" in record.numbers[-1]
         values = [describe(maps[i], signed, regions) for i in which]
         first = torch.full((len(maps[0]),), torch.nan)
-        drift = [first if i == 0 else 1 - similarity(maps[i], maps[i - 1]) for i in which]
+        said = torch.from_numpy(record.samples["predicted"][which].astype(int))
+        drift = [first] + [1 - similarity(maps[i], maps[before]) for before, i in pairwise(which)]
         base = found[0].maps if found else maps[which]  # the first run agrees with itself
         agreements = [agreement(maps[i], base[t]) for t, i in enumerate(which)]
+        if str(record.about["settings"].get("question")).startswith("target predicted"):
+            others = torch.from_numpy(found[0].samples["predicted"].astype(int)) if found else said
+            agreements = [torch.where(said[t] == others[t], one, torch.nan) for t, one in enumerate(agreements)]
+            drift = [torch.where(said[t] == said[max(0, t - 1)], one, torch.nan) for t, one in enumerate(drift)]
         found.append(
             Run(
                 name,
@@ -227,7 +235,9 @@ def unlike(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
         return f"the datasets hold {lengths[0]} and {lengths[1]}"
     if one["ids"] != two["ids"]:
         return f"these are {_listed(one['ids'])} and {_listed(two['ids'])}"
-    return f"their labels are {_listed(one['labels'])} and {_listed(two['labels'])}"
+    pairs = zip(one["ids"], one["labels"] or [], two["labels"] or [], strict=False)
+    where = next((f"#{name} has the label {mine} and {theirs}" for name, mine, theirs in pairs if mine != theirs), "")
+    return where or "only one of them has labels"
 
 
 def _listed(values: Sequence[Any] | None) -> str:
@@ -271,7 +281,7 @@ def _layers(records: Sequence[Record], names: Sequence[str], layer: str | None) 
     if layer is None and all(len(record.maps) == 1 for record in records):
         return [next(iter(record.maps)) for record in records]
     common = [prefix for prefix in records[0].maps if all(prefix in record.maps for record in records)]
-    if (layer or "") in common or (layer is None and common):
+    if layer in common or (layer is None and common):
         return [layer or common[0]] * len(records)
     found = "; ".join(f"{name}: {', '.join(record.maps)}" for name, record in zip(names, records, strict=True))
     raise ValueError(f"the runs have no layer {layer or 'in common'!r}; they have {found}")
@@ -279,6 +289,8 @@ def _layers(records: Sequence[Record], names: Sequence[str], layer: str | None) 
 
 def _align(records: Sequence[Record], names: Sequence[str], by: By) -> tuple[list[np.ndarray], np.ndarray]:
     """Which observations of each run to compare, ``(t,)`` each, and the moments ``(t,)``."""
+    if by != "epoch" and not all(record.steps[-1] for record in records):
+        raise ValueError(f'a run has counted no optimizer steps, so runs cannot be aligned by {by}; use "epoch"')
     if by == "fraction":
         shares = [record.steps / max(1, record.steps[-1]) for record in records]
         moments = min(shares, key=len)

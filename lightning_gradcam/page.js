@@ -100,8 +100,8 @@ function paint(canvas, photo, run, t, i) {
     picture.data[4 * pixel + 3] = 255;
   }
   context.putImageData(picture, 0, 0);
-  for (const boxes of Object.values(data.regions)) {
-    const [x0, y0, x1, y1] = boxes[i].map((edge, k) => (edge * (k % 2 ? height : width)) / data.size[k % 2 ? 0 : 1]);
+  for (const boxes of run.regions) {
+    const [x0, y0, x1, y1] = boxes[i].map((edge, k) => (edge * (k % 2 ? height : width)) / run.size[k % 2 ? 0 : 1]);
     if (x1 <= x0 || y1 <= y0) continue;
     for (const [ink, line] of [["black", 3], ["white", 1]]) {
       context.strokeStyle = ink;
@@ -145,7 +145,7 @@ function makeChart(title, series) {
   const lines = series.map((values) => {
     let path = "";
     values.forEach((value, t) => {
-      if (known(value)) path += `${t > 0 && known(values[t - 1]) ? "L" : "M"}${x(t)} ${y(value)}`;
+      if (known(value)) path += `${t > 0 && known(values[t - 1]) ? "L" : "M"}${x(t)} ${y(value)}h0`; // h0: a dot
     });
     const line = svg("path", { d: path });
     picture.append(line);
@@ -163,8 +163,8 @@ function makeChart(title, series) {
 }
 
 makeChart("Drift since the moment before", data.runs.map((run) => run.drift_median));
-for (const region of Object.keys(data.runs[0].mass)) {
-  makeChart(`Share of the map on ${region}`, data.runs.map((run) => run.mass[region]));
+for (const region of new Set(data.runs.flatMap((run) => Object.keys(run.mass)))) {
+  makeChart(`Share of the map on ${region}`, data.runs.map((run) => run.mass[region] ?? Array(moments).fill(null)));
 }
 
 function drawCharts(t) {
@@ -175,6 +175,7 @@ function drawCharts(t) {
       dot.style.background = RUN_COLORS[place % RUN_COLORS.length];
       chart.caption.append(element("span", {}, dot, `${names[run]} ${figure(chart.series[run][t])}`));
       chart.lines[run].style.stroke = RUN_COLORS[place % RUN_COLORS.length];
+      chart.picture.insertBefore(chart.lines[run], chart.cursor); // in the order of the places, also when blind
     });
     chart.cursor.setAttribute("x1", chart.x(t));
     chart.cursor.setAttribute("x2", chart.x(t));
@@ -227,6 +228,7 @@ function arrange() {
     if ($("cards").children[place] !== card.item) $("cards").insertBefore(card.item, $("cards").children[place] ?? null);
     card.item.hidden = !shown(now(), card.i);
   });
+  $("none").hidden = sorted.some((card) => !card.item.hidden);
 }
 
 function drawCards(t) {
@@ -271,10 +273,14 @@ function moveTo(t) {
 }
 
 function play(on) {
-  clearInterval(timer);
-  timer = on ? setInterval(() => (now() < moments - 1 ? moveTo(now() + 1) : play(false)), 400) : null;
+  clearTimeout(timer);
+  timer = on ? setTimeout(next, 400) : null;
   $("play").textContent = on ? "Pause" : "Play";
-  $("play").setAttribute("aria-pressed", String(on));
+}
+
+function next() {
+  if (now() < moments - 1) moveTo(now() + 1);
+  play(now() < moments - 1);
 }
 
 function startOrStop() {

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
+import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 SCHEMA = 1
-ABOUT, SAMPLES = "record.json", "samples.npz"
+_EACH = "observation=*.npz"
+_DAMAGE = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)  # what other content leads to
+ABOUT, SAMPLES, _CLAIM = "record.json", "samples.npz", ".claim"
 
 # What is kept of each sample at each observation; -1 where a class or a verdict is not known, else NaN.
 _SAMPLE = np.dtype(
@@ -75,30 +78,46 @@ class Record:
         folder = _locate(Path(path))
         about = _about(folder)
         kept = _load(folder / SAMPLES)
-        observations = [_load(file) for file in folder.glob("step=*.npz")]
+        observations = [_load(file) for file in sorted(folder.glob(_EACH))]
         if not observations:
             raise ValueError(f"the record in {str(folder)!r} holds no observation yet")
         try:
             rows = [json.loads(one["row"].tobytes()) for one in observations]
-            order = sorted(range(len(rows)), key=lambda i: (rows[i]["step"], rows[i]["epoch"]))
-            return cls(
+            record = cls(
                 folder,
                 about,
                 kept["photos"],
                 {name.removeprefix("region."): value for name, value in kept.items() if name.startswith("region.")},
-                np.array([rows[i]["epoch"] for i in order]),
-                np.array([rows[i]["step"] for i in order]),
+                np.array([row["epoch"] for row in rows], np.int64),
+                np.array([row["step"] for row in rows], np.int64),
                 {
-                    prefix: np.stack([observations[i][f"maps.{prefix}"] for i in order])
+                    prefix: np.stack([one[f"maps.{prefix}"] for one in observations])
                     for prefix in about["settings"]["layers"]
                 },
-                np.stack([observations[i]["samples"] for i in order]),
-                [{key: np.nan if value is None else value for key, value in rows[i]["numbers"].items()} for i in order],
+                np.stack([one["samples"] for one in observations]),
+                [
+                    {key: np.nan if value is None else float(value) for key, value in row["numbers"].items()}
+                    for row in rows
+                ],
             )
-        except (KeyError, ValueError) as error:
+            _check(record)
+        except _DAMAGE as error:
             raise ValueError(
                 f"the record in {str(folder)!r} is damaged, its files do not fit each other: {error}"
             ) from error
+        return record
+
+    def last(self) -> Record:
+        """The record with its last observation alone."""
+        end = slice(-1, None)
+        return replace(
+            self,
+            epochs=self.epochs[end],
+            steps=self.steps[end],
+            maps={prefix: maps[end] for prefix, maps in self.maps.items()},
+            samples=self.samples[end],
+            numbers=self.numbers[end],
+        )
 
     def table(self) -> list[dict[str, float]]:
         """What was logged: a row an observation, with ``epoch`` and ``step``."""
@@ -110,6 +129,26 @@ class Record:
         from pandas import DataFrame
 
         return DataFrame(self.table())
+
+
+def _check(record: Record) -> None:
+    """Refuse shapes and types that a reader of it would fail on."""
+    n, height, width = record.photos.shape
+    shapes = [(*maps.shape[1:2], maps.ndim, maps.dtype) for maps in record.maps.values()]
+    labels = record.about["labels"]
+    fits = (
+        record.photos.dtype == np.uint8
+        and shapes
+        and set(shapes) == {(n, 4, np.dtype(np.float32))}
+        and record.samples.dtype == _SAMPLE
+        and record.samples.shape[1:] == (n,)
+        and len(record.about["ids"]) == n
+        and (labels is None or np.asarray(labels, float).shape[:1] == (n,))
+        and {value.shape for value in record.regions.values()} <= {(n, 4), (n, height, width)}
+        and all(value.dtype.kind in "buif" for value in record.regions.values())
+    )
+    if not fits:
+        raise ValueError(f"photos {record.photos.shape} against maps, samples, labels or regions of other shapes")
 
 
 def _locate(path: Path) -> Path:
@@ -128,16 +167,19 @@ def _about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         schema = about["schema"]
-    except (ValueError, KeyError, TypeError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{str(folder / ABOUT)!r} is damaged or of another program: {error!r}") from error
     if schema != SCHEMA:
         raise ValueError(
             f"{str(folder / ABOUT)!r} has schema {schema!r}, this version of lightning_gradcam reads {SCHEMA}; "
             "read it with the version that wrote it"
         )
-    missing = {"name", "id", "settings", "fingerprint", "ids", "labels", "class_names"} - set(about)
-    if missing:
-        raise ValueError(f"{str(folder / ABOUT)!r} is damaged, it lacks {', '.join(sorted(missing))}")
+    kinds = {"name": str, "id": str, "settings": dict, "fingerprint": dict, "ids": list}
+    kinds |= {"labels": (list, type(None)), "class_names": (list, type(None))}
+    wrong = [name for name, kind in kinds.items() if name not in about or not isinstance(about[name], kind)]
+    wrong += [] if isinstance(about.get("settings", {}), dict) and "layers" in about.get("settings", {}) else ["layers"]
+    if wrong:
+        raise ValueError(f"{str(folder / ABOUT)!r} is damaged: {', '.join(wrong)} missing or of another kind")
     return about
 
 
@@ -156,7 +198,8 @@ class Writer:
 
     Attributes:
         folder: Where it writes.
-        id: What tells the run from others.
+        id: What tells the run from others, also when it is resumed.
+        session: What tells a run from the same one resumed.
     """
 
     def __init__(
@@ -166,7 +209,7 @@ class Writer:
         photos: np.ndarray,
         regions: Mapping[str, np.ndarray],
         before: Mapping[str, str] | None = None,
-        step: int = 0,
+        at: tuple[int, int] = (0, 0),
     ) -> None:
         """Claim a folder: the given one, or with a number behind it where another run has left a record there.
 
@@ -175,64 +218,80 @@ class Writer:
             about: See :class:`Record`.
             photos: See :class:`Record`.
             regions: See :class:`Record`.
-            before: ``id`` and ``folder`` of the record of the run that is resumed, whose observations are kept.
-            step: The optimizer step at which it is resumed; what it had seen later is set aside.
+            before: ``id``, ``session`` and ``folder`` of the record of the run that is resumed. It is gone on with
+                where it lies in this folder and nobody else has gone on with it; else its observations are copied.
+            at: The epoch and the optimizer step at which it is resumed; what it had seen later is set aside.
         """
-        self.id = before["id"] if before else uuid.uuid4().hex
-        about = {"schema": SCHEMA, "id": self.id, "started": datetime.now(timezone.utc).isoformat("s"), **about}
+        self.id, self.session = before["id"] if before else uuid.uuid4().hex, uuid.uuid4().hex
+        folder = folder.resolve()
         self.folder = next(
             place
             for number in count()
-            if self._claim(place := folder if not number else folder.with_name(f"{folder.name}_{number}"), about)
+            if self._claim(place := folder.with_name(f"{folder.name}_{number}") if number else folder, before)
         )
-        _write(self.folder / SAMPLES, photos=photos, **{f"region.{name}": value for name, value in regions.items()})
-        for file in self.folder.glob("step=*.npz"):
-            if _step(file) > step:
-                file.replace(file.with_suffix(".superseded"))
+        for file in self.folder.glob(_EACH):
+            if _later(file, at):
+                endings = (f".superseded{number or ''}" for number in count())
+                file.replace(next(name for end in endings if not (name := file.with_suffix(end)).exists()))
         if before and Path(before["folder"]) != self.folder:
-            for file in Path(before["folder"]).glob("step=*.npz"):
-                if _step(file) <= step:
-                    shutil.copyfile(file, self.folder / file.name)
+            for file in Path(before["folder"]).glob(_EACH):
+                if not _later(file, at):
+                    _replace(self.folder / file.name, file.read_bytes())
+        self._number = max((int(_numbers(file)[0]) + 1 for file in self.folder.glob(_EACH)), default=0)
+        _write(self.folder / SAMPLES, photos=photos, **{f"region.{name}": value for name, value in regions.items()})
+        started = datetime.now(timezone.utc).isoformat("s")
+        about = {"schema": SCHEMA, "id": self.id, "session": self.session, "started": started, **about}
+        _replace(self.folder / ABOUT, json.dumps(about, indent=1).encode())
 
-    def _claim(self, place: Path, about: Mapping[str, Any]) -> bool:
+    def state(self) -> dict[str, str]:
+        """What a checkpoint has to know to go on with it."""
+        return {"id": self.id, "session": self.session, "folder": str(self.folder)}
+
+    def _claim(self, place: Path, before: Mapping[str, str] | None) -> bool:
         """Whether the folder is this run's now."""
         place.mkdir(parents=True, exist_ok=True)
+        if not (place / ABOUT).exists():
+            with suppress(FileExistsError):  # by a run that starts just now
+                (place / _CLAIM).open("x").close()
+                return True
         try:
-            with (place / ABOUT).open("x", encoding="utf-8") as file:
-                file.write(json.dumps(about, indent=1))
-        except FileExistsError:
-            try:
-                return _about(place)["id"] == self.id
-            except ValueError:
-                return False
-        return True
+            return before is not None and _about(place).get("session") == before["session"]
+        except (FileNotFoundError, ValueError):
+            return False
 
     def write(
         self, epoch: int, step: int, maps: Mapping[str, np.ndarray], samples: np.ndarray, numbers: Mapping[str, float]
     ) -> None:
-        """Add an observation, see :class:`Record` for its parts; one of the same epoch and step is replaced."""
+        """Add an observation, see :class:`Record` for its parts."""
         finite = {key: value if np.isfinite(value) else None for key, value in numbers.items()}
         row = json.dumps({"epoch": epoch, "step": step, "numbers": finite}).encode()
         arrays = {f"maps.{prefix}": signed.astype(np.float32) for prefix, signed in maps.items()}
-        _write(
-            self.folder / f"step={step:08d}-epoch={epoch}.npz",
-            row=np.frombuffer(row, np.uint8),
-            samples=samples,
-            **arrays,
-        )
+        name = f"observation={self._number:06d}-epoch={epoch}-step={step}.npz"
+        _write(self.folder / name, row=np.frombuffer(row, np.uint8), samples=samples, **arrays)
+        self._number += 1
 
 
-def _step(file: Path) -> int:
-    return int(file.name.removeprefix("step=").split("-")[0])
+def _numbers(file: Path) -> list[str]:
+    """The number of an observation, its epoch and its step, by the name of its file."""
+    return re.findall(r"=(-?\d+)", file.stem)
+
+
+def _later(file: Path, at: tuple[int, int]) -> bool:
+    _, epoch, step = map(int, _numbers(file))
+    return epoch > at[0] or step > at[1]
 
 
 def _write(file: Path, **arrays: Any) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    _replace(file, buffer.getvalue())
+
+
+def _replace(file: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     part = file.with_suffix(".part")
     try:
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        part.write_bytes(buffer.getvalue())
+        part.write_bytes(content)
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)

@@ -91,7 +91,6 @@ def _data(comparison: Comparison) -> dict[str, Any]:
         "moments": comparison.moments[at].tolist(),
         "size": first.photos.shape[1:],
         "samples": samples,
-        "regions": {name: outline_boxes(torch.from_numpy(value)).tolist() for name, value in first.regions.items()},
         "classes": classes,
         "colors": COLORMAPS,
         "notes": notes,
@@ -106,7 +105,9 @@ def _class(label: Any, names: Sequence[str]) -> str:
     if isinstance(label, list):
         found = label if len(label) == 1 else [index for index, value in enumerate(label) if value]
         return "+".join(_class(one, names) for one in found)
-    return names[int(label)] if label in range(len(names)) else f"{label:g}"
+    if label in range(len(names)):
+        return str(names[int(label)])
+    return str(int(label)) if float(label).is_integer() else f"{label:g}"
 
 
 def _photo(photo: np.ndarray) -> str:
@@ -131,6 +132,11 @@ def _run(run: Run, at: np.ndarray, used: Tensor) -> dict[str, Any]:
 
     return {
         "name": run.name,
+        "size": run.record.photos.shape[1:],
+        "regions": [
+            [[round(edge, 1) for edge in box] for box in outline_boxes(torch.from_numpy(value)).tolist()]
+            for value in run.record.regions.values()
+        ],
         "grid": [h, w],
         "maps": base64.b64encode(cells.numpy().tobytes()).decode(),
         "unit": [_plain(row) for row in unit.tolist()],

@@ -1,5 +1,9 @@
 """Runs side by side: the numbers worked out by hand from the records, the alignment, and what is refused."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +91,12 @@ def test_samples_that_one_run_has_wrong_are_left_out():
     assert compare("one", "two").table()[0]["one/accuracy"] == 0.5  # of the whole batch
 
 
+def test_a_name_may_hold_a_slash():
+    write("one", [[LEFT, LEFT]], name="a/b")
+    assert compare("one").table()[0]["a/b/mass_left"] == 1
+    assert str(compare("one")).splitlines()[0].split()[0] == "accuracy"
+
+
 def test_three_runs(pair):
     write("third", [[BOTH, BOTH]] * 3)
     found = compare("weak", "strong", "third")
@@ -122,6 +132,24 @@ def test_by_step_and_by_fraction():
     assert "0.50" in str(found)
 
 
+def test_drift_is_since_the_moment_before_that_is_shown():
+    write("every", [[LEFT, LEFT], [RIGHT, RIGHT], [LEFT, LEFT], [RIGHT, RIGHT]])
+    write("other", [[LEFT, LEFT], [BOTH, BOTH]], epochs=[1, 3])
+    rows = compare("every", "other").table()
+    assert [row["every/drift"] for row in rows] == pytest.approx([np.nan, 0], nan_ok=True)
+    assert [row["other/drift"] for row in rows] == pytest.approx([np.nan, 0.5], nan_ok=True)
+
+
+def test_another_prediction_is_another_question():
+    settings = {"layers": {"gradcam": "a"}, "question": "target predicted · gradcam"}
+    write("one", [[LEFT, LEFT], [RIGHT, BOTH]], right=[[1, 0], [1, 1]], settings=settings)
+    write("two", [[LEFT, LEFT], [LEFT, BOTH]], settings=settings)
+    found = compare("one", "two")
+    assert found.runs[0].drift[1].tolist() == pytest.approx([1, np.nan], nan_ok=True)
+    assert found.runs[1].agreement[0].tolist() == pytest.approx([1, np.nan], nan_ok=True)
+    assert found.runs[1].agreement[1].tolist() == [0, 1]
+
+
 # Unlike runs
 
 
@@ -152,7 +180,7 @@ def test_what_differs_is_said():
     [
         ({"length": 8}, "the datasets hold 9 and 8"),
         ({"ids": [3, 6]}, "these are 3, 5 and 3, 6"),
-        ({"labels": [0, 0]}, "their labels are 0, 1 and 0, 0"),
+        ({"labels": [0, 0]}, "#5 has the label 1 and 0"),
     ],
 )
 def test_other_samples_are_refused(options, message):
@@ -215,6 +243,54 @@ def test_bad_input_is_a_message_and_exit_code_2(pair, capsys, arguments, message
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
     assert set(Path().rglob("*")) == before
+
+
+SPOILT = {
+    "name": 3,
+    "settings": {"layers": None},
+    "fingerprint": [],
+    "ids": None,
+    "labels": ["a", {}],
+    "class_names": {"a": 1},
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_spoilt_record_is_exit_code_2(pair, capsys, name):
+    path = Path("weak/gradcam/record.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: SPOILT[name]}))
+    assert main(["compare", "weak", "strong"]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"row": np.frombuffer(b"[1]", np.uint8)},
+        {"row": np.frombuffer(b'{"epoch": null, "step": 1, "numbers": {}}', np.uint8)},
+        {"row": np.frombuffer(b'{"epoch": 1, "step": 1, "numbers": []}', np.uint8)},
+        {"samples": np.zeros(2)},
+        {"maps.gradcam": np.array([["a"]])},
+        {"maps.gradcam": np.zeros((3, 2, 2), np.float32)},
+    ],
+)
+def test_a_spoilt_observation_is_exit_code_2(capsys, arrays):
+    write("weak", [[LEFT, LEFT]])
+    (file,) = Path("weak").glob("observation=*")
+    with np.load(file) as kept:
+        np.savez(file, **{**kept, **arrays})
+    assert main(["report", "weak"]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("pipe", "code"), [("| head -1", 0), ("> /dev/full", 2)])
+def test_a_reader_that_stops_and_a_full_disk_are_no_traceback(pair, pipe, code):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "ascii"}
+    write("déjà vu", [[LEFT, LEFT]])
+    command = f"set -o pipefail; {sys.executable} -m lightning_gradcam.cli compare 'déjà vu' weak {pipe}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_another_schema_is_exit_code_2(pair, capsys):

@@ -250,8 +250,10 @@ def test_one_run_has_nothing_to_compare(runs, opened):
 
 
 @pytest.mark.parametrize("width", [1400, 390])
-def test_nothing_is_wider_than_the_window(runs, opened, width):
-    browser = opened("weak", "strong")
+def test_nothing_is_wider_than_the_window(opened, width):
+    for name in ("weak", "strong"):
+        write(name * 15, [[LEFT, RIGHT]], class_names=[name * 15] * 2)
+    browser = opened("weak" * 15, "strong" * 15)
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     )
@@ -259,6 +261,23 @@ def test_nothing_is_wider_than_the_window(runs, opened, width):
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_runs_with_other_regions(opened):
+    for name, region in (("one", "left"), ("two", "right")):
+        card = about(name=name)
+        writer = Writer(Path(name), card, np.zeros((2, 8, 8), np.uint8), {region: np.array([[0, 0, 4, 8]] * 2)})
+        writer.write(0, 1, {"gradcam": np.stack([LEFT, RIGHT])}, sample_rows(np.zeros(2), None, None, None, None), {})
+    browser = opened("one", "two")
+    charts = [one.text.splitlines() for one in browser.find_elements("css selector", "figcaption")]
+    assert [chart[1:] for chart in charts[1:]] == [["one 0.50", "two –"], ["one –", "two 0.50"]]
+
+
+def test_a_filter_that_leaves_nothing_says_so(runs, opened):
+    browser = opened("strong")
+    assert not browser.find_element("id", "none").is_displayed()
+    choose(browser, "verdict", "wrong")
+    assert browser.find_element("id", "none").is_displayed()
 
 
 def test_names_with_markup_are_shown_as_they_are(opened):

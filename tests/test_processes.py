@@ -13,7 +13,7 @@ import hashlib, json, os, sys, torch
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from tiny import Augmented, TinyModule, loader
-from lightning_gradcam import GradCAMCallback
+from lightning_gradcam import Batch, Drift, GradCAMCallback
 
 torch.set_num_threads(1)
 how, kind, devices, fault, epochs, resume = *sys.argv[1:3], int(sys.argv[3]), *sys.argv[4:]
@@ -54,8 +54,16 @@ def target(output, batch):
 
 
 save = pl.callbacks.ModelCheckpoint("saved", save_last=True)
-module, callback = modules.get(kind, TinyModule)(), GradCAMCallback(samples=5, target=target)
-callbacks = [save, callback] if how == "with" else [save]
+def read(batch):
+    if fault == "batch" and int(os.environ.get("LOCAL_RANK", 0)) == devices - 1:
+        raise RuntimeError("boom on one process")
+    return Batch(*batch)
+
+
+drift = Drift(reference_run="gradcam" if how == "beside" else None)
+module = modules.get(kind, TinyModule)()
+callback = GradCAMCallback(samples=5, target=target, batch_fn=read, drift=drift)
+callbacks = [save] if how == "without" else [save, callback]
 trainer = pl.Trainer(callbacks=callbacks, max_epochs=int(epochs), accelerator="cpu", devices=devices,
                      strategy=strategies[kind](), logger=False, enable_progress_bar=False, enable_model_summary=False,
                      num_sanity_val_steps=0)
@@ -139,3 +147,15 @@ def test_resumed_on_another_number_of_processes(devices):
     assert first["epochs"] == [-1, 0, 1, 2]
     assert {"gradcam/drift", "gradcam/drift_from_reference"} <= set(first["numbers"])
     assert "anew" not in said
+
+
+@pytest.mark.slow
+def test_a_reference_run_is_read_once_and_a_failing_process_beside_it_keeps_nobody_waiting():
+    run("with", devices=1, epochs=1)
+    (first, second), _ = run("beside", devices=2, epochs=1)
+    assert first == second
+    (key,) = (key for key in first["numbers"] if "difference_from" in key)
+    assert 0 <= first["numbers"][key] <= 1
+    done = launch("beside", devices=2, fault="batch")
+    assert done.returncode != 0
+    assert "boom on one process" in done.stderr

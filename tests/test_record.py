@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from test_callback import Recorder, fit
 from test_faults import run_script
@@ -46,6 +46,7 @@ def test_a_run_leaves_what_it_logged():
     run.fit(TinyModule(), loader(), loader())
     record = Record.open("strong")
     assert record.path == Path("strong/gradcam")
+    assert not list(Path().rglob("*.part"))
     assert record.name == "strong"
     assert record.epochs.tolist() == [-1, 0, 1, 2]
     assert record.steps.tolist() == [0, 3, 6, 9]
@@ -97,7 +98,7 @@ def test_an_observation_takes_little_room():
     trainer(GradCAMCallback(**keys)).fit(TinyModule(), loader(Large(), 16), loader(Large(), 16))
     record = Record.open("gradcam")
     assert record.maps["gradcam"].shape[1:] == (16, 7, 7)
-    assert max(file.stat().st_size for file in record.path.glob("step=*")) < 20_000
+    assert max(file.stat().st_size for file in record.path.glob("observation=*")) < 20_000
 
 
 @pytest.mark.parametrize("options", [{"record": False}, {"record": "elsewhere/weak"}])
@@ -158,6 +159,105 @@ def test_a_resumed_run_with_other_samples_starts_a_record_of_its_own():
     assert Record.open("a/gradcam_1").epochs.tolist() == [1]
 
 
+def resumed(folder, ckpt_path, epochs, **options):
+    save = ModelCheckpoint("saved", save_last=True, save_top_k=-1, filename="{epoch}")
+    callback = GradCAMCallback("net.4", samples=2, record=folder)
+    run = trainer(callback, save, max_epochs=epochs, enable_checkpointing=True, **options)
+    run.fit(TinyModule(), loader(), loader(), ckpt_path=ckpt_path)
+    return callback
+
+
+def test_another_spelling_of_the_folder_is_the_same_folder(tmp_path):
+    resumed("weak", None, 2)
+    Path("link").symlink_to("weak")
+    assert resumed(tmp_path / "link", "saved/epoch=0.ckpt", 3)._writer.folder == tmp_path / "weak"
+    assert Record.open("weak").epochs.tolist() == [-1, 0, 1, 2]
+
+
+def test_forks_of_one_checkpoint_have_a_record_each():
+    first = resumed("base", None, 3)
+    forks = [resumed("base", "saved/epoch=1.ckpt", 4) for _ in range(3)]
+    assert [fork._writer.folder.name for fork in forks] == ["base", "base_1", "base_2"]
+    for fork in forks:
+        record = Record.open(fork._writer.folder)
+        assert record.epochs.tolist() == [-1, 0, 1, 2, 3]
+        assert record.about["id"] == first._writer.id
+    assert [path.suffix for path in Path("base").glob("*supersed*")] == [".superseded"]
+
+
+def test_a_folder_that_is_gone_is_said():
+    resumed("here", None, 1)
+    Path("here").rename("there")
+    with pytest.warns(UserWarning, match=r"the record of the resumed run is no longer in '.*here'; this one starts"):
+        resumed("elsewhere", "saved/last.ckpt", 2)
+    assert Record.open("elsewhere").epochs.tolist() == [1]
+
+
+def test_other_pixels_are_another_record():
+    def run(size, epochs, ckpt_path=None):
+        save = ModelCheckpoint("saved", save_last=True)
+        data = loader(Images(size=size))
+        run = trainer(
+            GradCAMCallback("net.4", samples=2, record="a"), save, max_epochs=epochs, enable_checkpointing=True
+        )
+        run.fit(TinyModule(), data, data, ckpt_path=ckpt_path)
+
+    run(16, 1)
+    with pytest.warns(UserWarning, match="the pixels of the fixed batch are not those"):
+        run(32, 2, "saved/last.ckpt")
+    assert Record.open("a").maps["gradcam"].shape == (2, 2, 8, 8)
+    assert Record.open("a_1").maps["gradcam"].shape == (1, 2, 16, 16)
+
+
+def test_a_checkpoint_without_a_record_starts_one():
+    resumed("a", None, 1)
+    saved = torch.load("saved/last.ckpt", weights_only=True)
+    (state,) = (one for key, one in saved["callbacks"].items() if "GradCAM" in key)
+    del state["record"]
+    torch.save(saved, "saved/older.ckpt")
+    resumed("b", "saved/older.ckpt", 2)
+    assert Record.open("b").epochs.tolist() == [1]
+
+
+def test_a_model_that_counts_no_steps_loses_no_observation():
+    class Own(TinyModule):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            return self(batch[0]).sum()
+
+    callback = GradCAMCallback("net.4", samples=2, record="a")
+    trainer(callback, max_epochs=2, val_check_interval=1).fit(Own(), loader(), loader())
+    record = Record.open("a")
+    assert record.epochs.tolist() == [-1, 0, 0, 0, 1, 1, 1]
+    with pytest.raises(ValueError, match="counted no optimizer steps, so runs cannot be aligned by fraction"):
+        compare(record, by="fraction")
+
+
+def test_the_last_epoch_of_a_run_that_another_callback_ends_is_counted_right():
+    stop = EarlyStopping("val_loss", patience=1, min_delta=1e9, check_on_train_epoch_end=True)
+    callback = GradCAMCallback("net.4", samples=2, every_n_epochs=10, record="a")
+    trainer(callback, stop, max_epochs=9).fit(TinyModule(), loader(), loader())
+    assert Record.open("a").epochs.tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "32-true"])
+def test_half_precision_labels_and_regions(precision):
+    def read(batch):
+        regions = {"all": torch.ones(len(batch[0]), 16, 16, dtype=torch.bfloat16)}
+        return Batch(batch[0], torch.eye(3)[batch[1]].to(torch.bfloat16), regions, ids=batch[1] + 7)
+
+    callback = GradCAMCallback("net.4", samples=2, batch_fn=read, record="a")
+    module = TinyModule()
+    trainer(callback, precision=precision).fit(module, loader(), loader())
+    record = Record.open("a")
+    assert len(record.epochs) == 3
+    assert record.about["ids"] == [7, 7]
+    assert record.regions["all"].dtype == np.float32
+
+
 @pytest.mark.slow
 def test_a_killed_run_leaves_a_record_that_opens():
     run_script(signal="SIGKILL")
@@ -209,7 +309,7 @@ def spoil_json(**changes):
 
 
 def object_array(folder):
-    np.savez(folder / "step=00000099-epoch=9.npz", samples=np.array([{}], dtype=object))
+    np.savez(folder / "observation=000099-epoch=9-step=99.npz", samples=np.array([{}], dtype=object))
 
 
 @pytest.mark.parametrize(
@@ -221,19 +321,19 @@ def object_array(folder):
         (
             lambda folder: (folder / "record.json").write_text('{"schema": 1}'),
             ValueError,
-            "it lacks class_names",
+            "class_names, fingerprint|name, id, settings",
         ),
         (spoil_json(schema=7), ValueError, "has schema 7, this version of lightning_gradcam reads 1"),
         (spoil_json(settings={"layers": {"other": ""}}), ValueError, "its files do not fit each other"),
         (lambda folder: (folder / "samples.npz").unlink(), ValueError, "is damaged, it has no 'samples.npz'"),
         (
-            lambda folder: (folder / "step=00000010-epoch=1.npz").write_bytes(b"PK\x03\x04"),
+            lambda folder: (folder / "observation=000001-epoch=1-step=10.npz").write_bytes(b"PK\x03\x04"),
             ValueError,
-            "step=00000010-epoch=1.npz' is damaged: .*; take it away",
+            "observation=000001-epoch=1-step=10.npz' is damaged: .*; take it away",
         ),
         (object_array, ValueError, "is damaged: Object arrays cannot be loaded when allow_pickle=False"),
         (
-            lambda folder: [file.unlink() for file in folder.glob("step=*")],
+            lambda folder: [file.unlink() for file in folder.glob("observation=*")],
             ValueError,
             "holds no observation yet",
         ),
