@@ -23,10 +23,12 @@ WHAT = {
     "Faults": {
         "test_faults": "errors, out of memory, full and read-only disks, closed loggers, signals, kill -9",
         "test_drift_in_a_run": "resumed runs, monitors and alerts",
+        "test_record": "the record of runs that are killed, resumed, forked and moved; damaged and foreign records",
     },
     "Bad input": {
         "test_callback": "mistakes in arguments, data and models: errors before the first training step",
         "test_fuzz": "drawn maps, arguments and batches, which work or are refused in words",
+        "test_compare": "runs that cannot be compared, spoilt records, pipes and full disks of the command",
         "test_security": "names with markup, paths, control characters and any script or length",
     },
 }

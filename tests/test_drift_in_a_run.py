@@ -219,6 +219,7 @@ def python(folder, *args):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_as_the_unbroken_one():
     unbroken = python("unbroken", "20")
     broken = python("broken", "13")

@@ -34,6 +34,7 @@ print([name for name in {heavy} if name in set(sys.modules) - before])
     assert python(code) == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "base"),
     [
