@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("report", help="one run", description="The same for one run; writes a page.")
     one.add_argument("runs", nargs=1, metavar="RUN", help="the folder of a run")
     for command, page in ((several, None), (one, "report.html")):
-        command.add_argument("-o", "--output", default=page, metavar="PAGE", help=f"the HTML file (default: {page})")
+        command.add_argument(
+            "-o", "--output", default=page, metavar="PAGE", help=f"the HTML file (default: {page or 'no page'})"
+        )
         command.add_argument(
             "--by", choices=["epoch", "step", "fraction"], default="epoch", help="what to align by (default: epoch)"
         )

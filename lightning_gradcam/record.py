@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import uuid
 from collections.abc import Mapping
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from lightning_gradcam.files import write_whole
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -236,12 +237,12 @@ class Writer:
         if before and Path(before["folder"]) != self.folder:
             for file in Path(before["folder"]).glob(_EACH):
                 if not _later(file, at):
-                    _replace(self.folder / file.name, file.read_bytes())
+                    write_whole(self.folder / file.name, file.read_bytes())
         self._number = max((int(_numbers(file)[0]) + 1 for file in self.folder.glob(_EACH)), default=0)
         _write(self.folder / SAMPLES, photos=photos, **{f"region.{name}": value for name, value in regions.items()})
         started = datetime.now(timezone.utc).isoformat("s")
         about = {"schema": SCHEMA, "id": self.id, "session": self.session, "started": started, **about}
-        _replace(self.folder / ABOUT, json.dumps(about, indent=1).encode())
+        write_whole(self.folder / ABOUT, json.dumps(about, indent=1).encode())
 
     def state(self) -> dict[str, str]:
         """What a checkpoint has to know to go on with it."""
@@ -284,17 +285,7 @@ def _later(file: Path, at: tuple[int, int]) -> bool:
 def _write(file: Path, **arrays: Any) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    _replace(file, buffer.getvalue())
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = file.with_suffix(".part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(file, buffer.getvalue())
 
 
 def sample_rows(

@@ -6,8 +6,7 @@ import base64
 import hashlib
 import json
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 from lightning_gradcam.compare import Comparison, Run
-from lightning_gradcam.history import aggregate
+from lightning_gradcam.files import write_whole
 from lightning_gradcam.picture.draw import outline_boxes
 from lightning_gradcam.picture.encode import jpeg
 from lightning_gradcam.picture.overlay import COLORMAPS
@@ -43,12 +41,7 @@ def write_page(comparison: Comparison, path: str | Path) -> Path:
         OSError: If it cannot be written.
     """
     path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(page(comparison), encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, page(comparison).encode())
     return path
 
 
@@ -86,6 +79,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
         }
         for name, label, used, photo in zip(first.about["ids"], labels, comparison.used, first.photos, strict=True)
     ]
+    rows = comparison.table()
     return {
         "by": comparison.by,
         "moments": comparison.moments[at].tolist(),
@@ -94,7 +88,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
         "classes": classes,
         "colors": COLORMAPS,
         "notes": notes,
-        "runs": [_run(run, at, torch.from_numpy(comparison.used)) for run in comparison.runs],
+        "runs": [_run(run, at, [rows[t] for t in at]) for run in comparison.runs],
     }
 
 
@@ -116,7 +110,7 @@ def _photo(photo: np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg(picture)).decode()
 
 
-def _run(run: Run, at: np.ndarray, used: Tensor) -> dict[str, Any]:
+def _run(run: Run, at: np.ndarray, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     chosen = torch.from_numpy(at)
     maps = run.maps[chosen]
     h, w = maps.shape[2:]
@@ -127,8 +121,8 @@ def _run(run: Run, at: np.ndarray, used: Tensor) -> dict[str, Any]:
     cells = (maps / unit[:, :, None, None]).nan_to_num(0, 0, 0).round().to(torch.int8)
     samples = run.samples[at]
 
-    def over_samples(key: str, values: Tensor) -> list[float | None]:
-        return _plain([aggregate({key: row[used]})[key] for row in values[chosen]])
+    def over_samples(key: str) -> list[float | None]:
+        return _plain([row[f"{run.name}/{key}"] for row in rows])
 
     return {
         "name": run.name,
@@ -145,12 +139,8 @@ def _run(run: Run, at: np.ndarray, used: Tensor) -> dict[str, Any]:
         "right": samples["right"].tolist(),
         "drift": [_plain(row) for row in run.drift[chosen].tolist()],
         "agreement": [_plain(row) for row in run.agreement[chosen].tolist()],
-        "drift_median": over_samples("drift", run.drift),
-        "mass": {
-            key.removeprefix("mass_"): over_samples(key, values)
-            for key, values in run.values.items()
-            if key.startswith("mass_")
-        },
+        "drift_median": over_samples("drift"),
+        "mass": {key.removeprefix("mass_"): over_samples(key) for key in run.values if key.startswith("mass_")},
     }
 
 

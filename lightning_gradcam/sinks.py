@@ -15,6 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from PIL import Image
 
 from lightning_gradcam._lightning import kinds
+from lightning_gradcam.files import write_whole
 from lightning_gradcam.picture.encode import jpeg
 from lightning_gradcam.picture.text import printable
 
@@ -118,12 +119,7 @@ def files(folder: Path, key: str, picture: Image.Image, step: int) -> None:
         name = f"{hashlib.sha256(key.encode()).hexdigest()[:16]}-step={step:08d}"
     endings = ("" if number == 0 else f"-{number}" for number in count())
     path = next(path for ending in endings if not (path := folder / f"{name}{ending}.jpg").exists())
-    part = path.with_suffix(".part")
-    try:
-        part.write_bytes(jpeg(picture))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, jpeg(picture))
 
 
 def run_folder(trainer: Trainer, prefix: str) -> Path:
