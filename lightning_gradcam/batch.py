@@ -38,6 +38,8 @@ class Batch:
             without area or an empty mask means that the sample has none. A name of letters, digits, '_', '-' or '.'.
         inputs: What ``forward_fn`` needs beside or instead of the images.
         ids: How each sample is called in pictures; filled with the dataset's indices where it is left empty.
+        groups: The name of the group that each sample belongs to, such as ``"tagged"``; numbers are logged for each
+            group as well. Names as those of regions; whole numbers become names.
 
     Raises:
         TypeError: If the images, labels or a region are no tensor.
@@ -49,6 +51,7 @@ class Batch:
     regions: Mapping[str, Tensor] = field(default_factory=dict)
     inputs: Any = None
     ids: Sequence[int | str] = ()
+    groups: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name, value in (("images", self.images), ("labels", self.labels)):
@@ -72,10 +75,16 @@ class Batch:
                     f"region {name!r} must be boxes ({n}, 4) or masks ({n}, {height}, {width}), "
                     f"got {tuple(region.shape)}"
                 )
-        if isinstance(self.ids, (Tensor, np.ndarray)):  # as collated
-            object.__setattr__(self, "ids", self.ids.tolist())
-        if self.ids and len(self.ids) != n:
-            raise ValueError(f"`ids` must name {n} samples, got {len(self.ids)}")
+        for name in ("ids", "groups"):
+            value = getattr(self, name)
+            if isinstance(value, (Tensor, np.ndarray)):  # as collated
+                value = value.tolist()
+                object.__setattr__(self, name, value)
+            if value and len(value) != n:
+                raise ValueError(f"`{name}` must name {n} samples, got {len(value)}")
+        object.__setattr__(self, "groups", [str(one) if isinstance(one, int) else one for one in self.groups])
+        for group in self.groups:
+            check_name("the name of a group", group)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with ``function`` applied to every tensor in it."""
@@ -90,9 +99,9 @@ class Batch:
     def part(self, samples: slice) -> Batch:
         """Some of the samples; of ``inputs``, what has one entry a sample is cut alike."""
         n = len(self.images)
-        cut = replace(self, ids=())
+        cut = replace(self, ids=(), groups=())
         cut = cut.apply(lambda tensor: tensor[samples] if tensor.ndim and len(tensor) == n else tensor)
-        return replace(cut, ids=self.ids[samples])
+        return replace(cut, ids=self.ids[samples], groups=self.groups[samples])
 
 
 def check_name(what: str, name: object) -> None:

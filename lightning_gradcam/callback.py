@@ -48,7 +48,7 @@ from lightning_gradcam.metrics.localization import region_masks
 from lightning_gradcam.picture.display import Display, found_class_names, found_normalization, photos
 from lightning_gradcam.picture.filmstrip import filmstrip
 from lightning_gradcam.picture.grid import Caption, captions, grid, tiles
-from lightning_gradcam.picture.text import load_font, missing_letters, printable
+from lightning_gradcam.picture.text import called, load_font, missing_letters, printable
 from lightning_gradcam.record import Record, Writer, sample_rows
 from lightning_gradcam.sinks import Sink, alert, find_sinks, leaves_nothing, run_folder, write_card, write_samples
 from lightning_gradcam.targets import Target, as_target, predicted
@@ -117,6 +117,7 @@ class GradCAMCallback(Callback):
     ``failures``              how many observations of the run have failed so far; logged when one does
     ========================= =========================================================================== ============
 
+    Where the batch has groups, all keys over samples are logged for each group too: ``gradcam/drift/<group>``.
     Drift below ``drift_floor`` is noise, and drift near ``drift_chance`` is a gaze that has gone elsewhere. Samples
     with an empty map, or without a region, are left out of a key; with ``target="predicted"`` also those whose
     prediction changed, which ``prediction_flips`` counts.
@@ -369,7 +370,7 @@ class GradCAMCallback(Callback):
             probe, observation, shifted = self._observe(trainer, pl_module)
             maps = probe.maps(observation)
             with usual_defaults():
-                reading = self._history.read(maps, shifted, observation.prediction, probe.regions)
+                reading = self._history.read(maps, shifted, observation.prediction, probe.regions, probe.batch.groups)
                 if moment is not None:
                     self._history.add(reading, maps, observation.prediction, moment)
         except Exception as error:
@@ -726,7 +727,7 @@ class GradCAMCallback(Callback):
                 self._told.add(kind)
                 rank_zero_info(f"GradCAMCallback: {text}")
         if prefix in reading.alarms:
-            names = printable(", ".join(f"#{probe.batch.ids[i]}" for i in reading.alarms[prefix]))
+            names = printable(", ".join(called(probe.batch.ids[i]) for i in reading.alarms[prefix]))
             text = (
                 f"in epoch {trainer.current_epoch}, step {trainer.global_step}, the maps of `{probe.layers[prefix]}` "
                 f"moved: median drift {reading.numbers[f'{prefix}/drift']:.2f}, samples {names}"

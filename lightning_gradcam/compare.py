@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_gradcam.history import aggregate, describe
 from lightning_gradcam.metrics.drift import agreement, similarity
 from lightning_gradcam.metrics.localization import region_masks
+from lightning_gradcam.picture.text import called
 from lightning_gradcam.record import Record
 
 By = Literal["epoch", "step", "fraction"]
@@ -121,7 +122,7 @@ class Comparison:
             moment = row[self.by]
             start = f"{moment:.2f}" if self.by == "fraction" else "start" if moment < 0 else f"{moment:.0f}"
             lines.append(line(start, [_cell(row[f"{name}/{number}"]) for number, name in columns]))
-        differ = ", ".join(f"#{sample} {agreement:.2f}" for sample, agreement in self.most_different()[:_MOST])
+        differ = ", ".join(f"{called(sample)} {agreement:.2f}" for sample, agreement in self.most_different()[:_MOST])
         lines += ["", *self.notes]
         if differ:
             lines.append(f"The runs agree least at the last moment on {differ}.")
@@ -236,7 +237,9 @@ def unlike(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
     if one["ids"] != two["ids"]:
         return f"these are {_listed(one['ids'])} and {_listed(two['ids'])}"
     pairs = zip(one["ids"], one["labels"] or [], two["labels"] or [], strict=False)
-    where = next((f"#{name} has the label {mine} and {theirs}" for name, mine, theirs in pairs if mine != theirs), "")
+    where = next(
+        (f"{called(name)} has the label {mine} and {theirs}" for name, mine, theirs in pairs if mine != theirs), ""
+    )
     return where or "only one of them has labels"
 
 

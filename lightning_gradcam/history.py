@@ -332,6 +332,7 @@ class History:
         shifted: Mapping[str, Tensor],
         prediction: Prediction | None,
         regions: Mapping[str, Tensor],
+        groups: Sequence[str] = (),
     ) -> Reading:
         """Measure an observation against the run so far, and change nothing.
 
@@ -340,7 +341,12 @@ class History:
             shifted: The same with the images shifted by one pixel; may be empty.
             prediction: What the model predicts, if it is a classifier.
             regions: Masks ``(n, H, W)`` by name.
+            groups: The name of each sample's group; may be empty.
         """
+        # What stands behind a key, and the samples whose number it is.
+        parts = {"": torch.arange(len(next(iter(maps.values()))))}
+        for name in dict.fromkeys(groups):
+            parts[f"/{name}"] = torch.tensor([i for i, group in enumerate(groups) if group == name])
         numbers: dict[str, float] = {}
         drift: dict[str, Tensor] = {}
         moved: dict[str, Tensor] = {}
@@ -349,21 +355,25 @@ class History:
             track = self._track(prefix, signed)
             values = describe(signed, self.signed, regions)
             values |= track.measure(signed, self._question(prediction, len(signed)))
-            values["drift_chance"] = measures.chance(signed)
             if self.beside is not None:
                 other = self.beside.maps[prefix]
                 values[f"difference_from_{self.beside.name}"] = 1 - measures.agreement(signed, other)
             if shifted:
                 values["drift_floor"] = 1 - measures.similarity(signed, shifted[prefix])
             drift[prefix], moved[prefix] = values["drift"], values["drift_from_reference"]
-            aggregated = aggregate(values)
-            numbers |= {f"{prefix}/{key}": value for key, value in aggregated.items()}
-            limit = self._limit(aggregated.get("drift_floor", torch.nan))
-            if track.calm >= 2 and aggregated["drift"] > limit:
+            for behind, of in parts.items():
+                chosen = {key: value[of] for key, value in values.items()}
+                chosen["drift_chance"] = measures.chance(signed[of])
+                numbers |= {f"{prefix}/{key}{behind}": value for key, value in aggregate(chosen).items()}
+            limit = self._limit(numbers.get(f"{prefix}/drift_floor", torch.nan))
+            if track.calm >= 2 and numbers[f"{prefix}/drift"] > limit:
                 alarms[prefix] = (values["drift"] > limit).nonzero()[:, 0].tolist()
         if prediction is not None:
-            flips = torch.nan if self.classes is None else (self.classes != prediction.classes).float().mean().item()
-            numbers[f"{self.prefix}/prediction_flips"] = flips
+            for behind, of in parts.items():
+                flips = torch.nan
+                if self.classes is not None:
+                    flips = (self.classes != prediction.classes)[of].float().mean().item()
+                numbers[f"{self.prefix}/prediction_flips{behind}"] = flips
         return Reading(numbers, drift, moved, alarms)
 
     def add(self, reading: Reading, maps: Mapping[str, Tensor], prediction: Prediction | None, moment: Moment) -> None:

@@ -20,6 +20,7 @@ from lightning_gradcam.files import write_whole
 from lightning_gradcam.picture.draw import outline_boxes
 from lightning_gradcam.picture.encode import jpeg
 from lightning_gradcam.picture.overlay import COLORMAPS
+from lightning_gradcam.picture.text import called
 
 _HERE = Path(__file__).parent
 _MOMENTS = 100  # more of them are thinned out evenly
@@ -72,7 +73,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
     labels = first.about["labels"] or [None] * len(first.photos)
     samples = [
         {
-            "title": f"#{name} {_class(label, classes)}".strip(),
+            "title": f"{called(name)} {_class(label, classes)}".strip(),
             "label": _class(label, classes),
             "used": bool(used),
             "photo": _photo(photo),

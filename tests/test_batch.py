@@ -395,3 +395,13 @@ def test_failure_of_the_first_process_reaches_the_others():
     other = SimpleNamespace(is_global_zero=False, strategy=SimpleNamespace(broadcast=lambda value: message))
     with pytest.raises(RuntimeError, match="the first process could not load the fixed batch: OSError: disk gone"):
         fixed_batch(other, TinyModule(), loader(), 4, default_batch)
+
+
+def test_groups_are_names_of_the_samples():
+    images = torch.zeros(3, 1, 2, 2)
+    assert Batch(images, groups=torch.tensor([0, 1, 0])).groups == ["0", "1", "0"]
+    assert Batch(images, groups=["a", "b", "a"]).part(slice(1, None)).groups == ["b", "a"]
+    with pytest.raises(ValueError, match="`groups` must name 3 samples, got 2"):
+        Batch(images, groups=["a", "b"])
+    with pytest.raises(ValueError, match="the name of a group must be up to 64 letters.* got 'a/b'"):
+        Batch(images, groups=["a", "a/b", "a"])

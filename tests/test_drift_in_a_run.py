@@ -58,6 +58,22 @@ def test_every_key_is_logged():
     assert logger.steps("gradcam/drift") == steps  # from the second observation on
     assert logger.steps("gradcam/drift_from_reference") == steps[1:]
     assert logger.steps("gradcam/mass_left") == [0, *steps]
+
+
+def test_every_key_is_logged_for_every_group():
+    logger = Recorder()
+    callback = GradCAMCallback(
+        samples=6, batch_fn=lambda batch: Batch(*batch, groups=["tagged" if label else "plain" for label in batch[1]])
+    )
+    run = trainer(callback, logger=logger)
+    run.fit(TinyModule(), loader(), loader())
+    keys = {key for _, metrics in logger.scalars for key in metrics if key.startswith("gradcam/")}
+    for group in ("plain", "tagged"):
+        of_group = {key.removesuffix(f"/{group}") for key in keys if key.endswith(f"/{group}")}
+        assert of_group == {key for key in keys if key.count("/") == 1} - {"gradcam/seconds"}
+    of_all = run.callback_metrics["gradcam/empty_fraction"]
+    parts = [run.callback_metrics[f"gradcam/empty_fraction/{group}"] for group in ("plain", "tagged")]
+    torch.testing.assert_close(of_all, (parts[0] * 2 + parts[1] * 4) / 6)  # two of six have the label 0
     mass, lift = logger.values("gradcam/mass_left"), logger.values("gradcam/lift_left")
     assert lift == pytest.approx([2 * value for value in mass], rel=1e-5)
 

@@ -283,3 +283,26 @@ def test_the_three_that_moved_most_are_marked():
     picture = strip(history)
     marks = [picture.getpixel((80, 17 + row * 98 + 80 + 12)) == (180, 83, 9) for row in range(6)]
     assert marks == [False, False, False, True, True, True]
+
+
+def test_numbers_of_groups_by_hand():
+    history = new()
+    groups = ["ours", "theirs", "ours", "theirs"]
+    left = {"left": LEFT.expand(4, 2, 2)}
+    maps, later = torch.stack([LEFT, LEFT, RIGHT, NONE]), torch.stack([LEFT, RIGHT, LEFT, RIGHT])
+    reading = history.read({"cam": maps}, {}, prediction(0, 1, 2, 3), left, groups)
+    assert reading.numbers["cam/mass_left"] == pytest.approx(2 / 3)
+    assert reading.numbers["cam/mass_left/ours"] == 0.5
+    assert reading.numbers["cam/mass_left/theirs"] == 1  # of its two samples one is empty
+    assert reading.numbers["cam/empty_fraction/theirs"] == 0.5
+    assert reading.numbers["cam/drift_chance/ours"] == 1
+    assert math.isnan(reading.numbers["cam/drift_chance/theirs"])  # no two maps to compare
+    history.add(reading, {"cam": maps}, prediction(0, 1, 2, 3), Moment(0, True))
+    reading = history.read({"cam": later}, {}, prediction(0, 2, 2, 2), left, groups)
+    assert reading.numbers["cam/drift"] == 1
+    assert reading.numbers["cam/drift/ours"] == 0.5
+    assert reading.numbers["cam/drift/theirs"] == 1
+    assert reading.numbers["cam/prediction_flips"] == 0.5
+    assert reading.numbers["cam/prediction_flips/ours"] == 0
+    assert reading.numbers["cam/prediction_flips/theirs"] == 1
+    assert history.monitored["cam/lift_left/ours"] == 0.5 / LEFT.mean()

@@ -166,7 +166,7 @@ def test_captions():
     one, two, three = captions(batch, maps, predict(logits, batch), ["cat"])
     assert one == Caption(("#4 cat", "0.50"), ("pred cat", "0.50"), True, "")
     assert two == Caption(("#8 cat", "0.75"), ("pred cat", "0.75"), True, "map empty")
-    assert three == Caption(("#x cat", "0.00"), ("x pred 1", "1.00"), False, "not finite")
+    assert three == Caption(("x cat", "0.00"), ("x pred 1", "1.00"), False, "not finite")
 
 
 def test_captions_of_multi_hot_labels_and_of_models_that_are_no_classifiers():
@@ -174,7 +174,7 @@ def test_captions_of_multi_hot_labels_and_of_models_that_are_no_classifiers():
     (caption,) = captions(batch, torch.ones(1, 1, 1), None, ["a", "b", "c"])
     assert caption == Caption(("#0 a+c", ""), ("", ""), None, "")
     (caption,) = captions(Batch(batch.images), torch.ones(1, 1, 1), None, None)
-    assert caption.sample == ("#0 ", "")
+    assert caption.sample == ("#0", "")
 
 
 def test_labels_that_name_no_class_are_shown_as_they_are():

@@ -27,7 +27,7 @@ from lightning_gradcam.picture.draw import (
     tile_size,
 )
 from lightning_gradcam.picture.overlay import overlay, strongest
-from lightning_gradcam.picture.text import fit, load_font, printable
+from lightning_gradcam.picture.text import called, fit, load_font, printable
 from lightning_gradcam.targets import Prediction
 
 _COLUMNS = 6
@@ -75,7 +75,7 @@ def captions(
     result = []
     for i, sample in enumerate(batch.ids or range(len(batch.images))):
         truths = [] if batch.labels is None else _classes(batch.labels[i])
-        title = " ".join([f"#{sample}", "+".join(name(truth) for truth in truths)])
+        title = " ".join([called(sample), "+".join(name(truth) for truth in truths)]).strip()
         probability = said = confidence = ""
         right = None
         if prediction is not None:
