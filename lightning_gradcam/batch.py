@@ -96,12 +96,25 @@ class Batch:
             inputs=apply_to_collection(self.inputs, Tensor, function),
         )
 
+    def repeated(self, times: int) -> Batch:
+        """The images, labels, regions and names of each sample so many times in a row, numbered from 1."""
+        if times == 1:
+            return self
+        rows = replace(self, inputs=None, ids=(), groups=()).apply(lambda tensor: tensor.repeat_interleave(times, 0))
+        names = [f"{called(one)}/{number + 1}" for one in self.ids for number in range(times)]
+        return replace(rows, ids=names, groups=[one for one in self.groups for _ in range(times)])
+
     def part(self, samples: slice) -> Batch:
         """Some of the samples; of ``inputs``, what has one entry a sample is cut alike."""
         n = len(self.images)
         cut = replace(self, ids=(), groups=())
         cut = cut.apply(lambda tensor: tensor[samples] if tensor.ndim and len(tensor) == n else tensor)
         return replace(cut, ids=self.ids[samples], groups=self.groups[samples])
+
+
+def called(sample: int | str) -> str:
+    """How a sample is called: by its index behind a number sign, by a name of its own as it is."""
+    return f"#{sample}" if isinstance(sample, int) else sample
 
 
 def check_name(what: str, name: object) -> None:

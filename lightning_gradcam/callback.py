@@ -7,7 +7,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from itertools import takewhile
 from numbers import Integral
@@ -35,23 +35,32 @@ from lightning_gradcam._lightning import (
     muted,
     sharded,
 )
-from lightning_gradcam.batch import Batch, Fingerprint, as_samples, check_name, default_batch, fixed_batch, shift
+from lightning_gradcam.batch import (
+    Batch,
+    Fingerprint,
+    as_samples,
+    called,
+    check_name,
+    default_batch,
+    fixed_batch,
+    shift,
+)
 from lightning_gradcam.compare import unlike
 from lightning_gradcam.functional import Observation, observe
 from lightning_gradcam.history import ROWS, Beside, Drift, History, Moment, Reading
 from lightning_gradcam.isolation import usual_defaults
 from lightning_gradcam.layers import check_layers, find_layer, locate
 from lightning_gradcam.layout import Grid, Layout, as_layout
-from lightning_gradcam.methods import SIGNED, Method, as_method
+from lightning_gradcam.methods import ADDITIVE, Method, as_method
 from lightning_gradcam.metrics.evidence import complaint
 from lightning_gradcam.metrics.localization import region_masks
 from lightning_gradcam.picture.display import Display, found_class_names, found_normalization, photos
 from lightning_gradcam.picture.filmstrip import filmstrip
 from lightning_gradcam.picture.grid import Caption, captions, grid, tiles
-from lightning_gradcam.picture.text import called, load_font, missing_letters, printable
-from lightning_gradcam.record import Record, Writer, sample_rows
+from lightning_gradcam.picture.text import load_font, missing_letters, printable
+from lightning_gradcam.record import Record, Writer, is_record, sample_rows
 from lightning_gradcam.sinks import Sink, alert, find_sinks, leaves_nothing, run_folder, write_card, write_samples
-from lightning_gradcam.targets import Target, as_target, predicted
+from lightning_gradcam.targets import Target, as_target
 
 _Log = Callable[[Trainer, LightningModule, dict[str, float], int], None]
 _ENOUGH = 3  # failures in a row after which the callback is switched off
@@ -65,15 +74,32 @@ def default_forward(pl_module: LightningModule, batch: Batch) -> Any:
 
 @dataclass(frozen=True)
 class _Probe:
-    """What every observation of a run has in common."""
+    """What every observation of a run has in common.
+
+    Maps, numbers and pictures have a row for each score of each sample, see :class:`Observation`; so have ``rows``,
+    ``regions`` and ``photos``.
+    """
 
     batch: Batch
+    rows: Batch
     fingerprint: Fingerprint
     layers: dict[str, str]  # the prefix of a layer's keys, and its name
     layouts: dict[str, Layout]  # by the name of a layer
     regions: dict[str, Tensor]  # masks (n, H, W)
     photos: Tensor
     class_names: Sequence[str] | None
+
+    def asking(self, k: int) -> _Probe:
+        """The same with ``k`` rows a sample."""
+        if len(self.rows.images) == k * len(self.batch.images):
+            return self
+        first = slice(None, None, len(self.rows.images) // len(self.batch.images))
+        return replace(
+            self,
+            rows=self.batch.repeated(k),
+            regions={name: region[first].repeat_interleave(k, 0) for name, region in self.regions.items()},
+            photos=self.photos[first].repeat_interleave(k, 0),
+        )
 
     def maps(self, observation: Observation) -> dict[str, Tensor]:
         """An observation's maps by the prefix of their keys."""
@@ -138,9 +164,11 @@ class GradCAMCallback(Callback):
             loaders the first. An iterable dataset gives its first items.
         target: What to ask for: ``"label"``, the score of each sample's label; ``"predicted"``, of its predicted
             class; a class index; a function ``(output, batch) -> scores (n,)``, such as a
-            :class:`SegmentationTarget` or a :class:`DetectionTarget`.
-        method: ``"gradcam"``, ``"hirescam"``, ``"gradcam++"``, ``"layercam"``, ``"xgradcam"``, or a function
-            ``(activations (n, c, h, w), gradients (n, c, h, w)) -> map (n, h, w)``.
+            :class:`SegmentationTarget` or a :class:`DetectionTarget`. Several class indices, a :class:`TopTarget` or a
+            function that returns ``(n, k)`` give ``k`` maps a sample: a row of the grid, and as many samples to all
+            numbers. They cost one forward and ``k`` backward passes.
+        method: ``"gradcam"``, ``"cam"``, ``"hirescam"``, ``"gradcam++"``, ``"layercam"``, ``"xgradcam"``, or a
+            function ``(activations (n, c, h, w), gradients (n, c, h, w)) -> map (n, h, w)``.
         every_n_epochs: Look at every so many epochs, at least 1.
         batch_fn: Turns a collated batch, after the transfer hooks, into a :class:`Batch`.
         forward_fn: ``(module, batch) -> output``; by default ``module(batch.images)``.
@@ -166,7 +194,7 @@ class GradCAMCallback(Callback):
         target_layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
         *,
         samples: int | Sequence[int] | Dataset = 16,
-        target: Target | str | int = "label",
+        target: Target | str | int | Sequence[int] = "label",
         method: str | Method = "gradcam",
         every_n_epochs: int = 1,
         batch_fn: Callable[[Any], Batch] = default_batch,
@@ -232,7 +260,7 @@ class GradCAMCallback(Callback):
         self._fitted_by: int | None = None  # the trainer whose samples and folder these are
 
     def _empty_history(self) -> History:
-        return History(self.prefix, self.drift, self.method in SIGNED, self.target is predicted)
+        return History(self.prefix, self.drift, self.method in ADDITIVE)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_probe": None, "_sinks": None, "_writer": None}
@@ -370,9 +398,10 @@ class GradCAMCallback(Callback):
             probe, observation, shifted = self._observe(trainer, pl_module)
             maps = probe.maps(observation)
             with usual_defaults():
-                reading = self._history.read(maps, shifted, observation.prediction, probe.regions, probe.batch.groups)
+                said, asked = observation.prediction, observation.classes
+                reading = self._history.read(maps, shifted, said, probe.regions, probe.rows.groups, asked)
                 if moment is not None:
-                    self._history.add(reading, maps, observation.prediction, moment)
+                    self._history.add(reading, maps, said, moment, asked)
         except Exception as error:
             if not self._proven or self.on_error == "raise" or sharded(trainer):
                 raise
@@ -418,6 +447,8 @@ class GradCAMCallback(Callback):
             probe = self._probe = self._probe or self._prepare(trainer, pl_module)
             batch = probe.batch.apply(lambda tensor: tensor.to(pl_module.device))
             observation = self._capture(trainer, pl_module, probe, batch)
+            probe = self._probe = probe.asking(observation.k)
+            self._check_beside(len(probe.rows.images))
             shifted = {}
             if self.drift.noise_floor:
                 shifted = probe.maps(self._capture(trainer, pl_module, probe, shift(batch)))
@@ -490,7 +521,7 @@ class GradCAMCallback(Callback):
             regions = {name: region_masks(region, (height, width)) for name, region in batch.regions.items()}
         if note:
             rank_zero_info(f"GradCAMCallback: {note}.")
-        return _Probe(batch, fingerprint, prefixes, layouts, regions, grey, class_names)
+        return _Probe(batch, batch, fingerprint, prefixes, layouts, regions, grey, class_names)
 
     def _last_of_reference_run(self, trainer: Trainer) -> Record | None:
         """What the reference run saw last; the first process reads it for all of them.
@@ -528,6 +559,14 @@ class GradCAMCallback(Callback):
         if theirs != self._question:
             rank_zero_warn(f"GradCAMCallback asks for {self._question!r}, {record.name} asked for {theirs!r}.")
         return Beside.of(record, prefixes)
+
+    def _check_beside(self, rows: int) -> None:
+        beside = self._history.beside
+        if beside is not None and len(beside.classes) != rows:
+            raise ValueError(
+                f"the reference run {beside.name} has {len(beside.classes)} maps of a layer, this run has {rows}; give "
+                "both a `target` with as many scores a sample"
+            )
 
     def _resume(self, fingerprint: Fingerprint, layers: list[str]) -> None:
         """Go on with the history of the run that is resumed, where its samples and layers are the same."""
@@ -605,8 +644,9 @@ class GradCAMCallback(Callback):
         when = f"epoch {epoch} · step {step}" if trainer.global_step else "before training"
         for prefix, maps in probe.maps(observation).items():
             drift = reading.drift[prefix]
-            under = captions(probe.batch, maps, observation.prediction, probe.class_names, drift)
-            pictures = {"grid": self._grid(probe, prefix, maps, under, when)}
+            said, asked = observation.prediction, observation.classes
+            under = captions(probe.rows, maps, said, probe.class_names, drift, asked, observation.k)
+            pictures = {"grid": self._grid(probe, prefix, maps, under, when, observation.k)}
             if moment is not None:
                 pictures["filmstrip"] = self._filmstrip(probe, prefix, maps, under, reading.moved[prefix])
             if step is not None:
@@ -623,7 +663,7 @@ class GradCAMCallback(Callback):
 
     def _open_record(self, trainer: Trainer, probe: _Probe, folder: Path) -> Writer:
         """Claim a folder for the record, and write there what is the same for all observations."""
-        batch = probe.batch
+        batch = probe.rows
         run = folder.parent.resolve()
         name = f"{run.parent.name}_{run.name}" if re.fullmatch(r"version_\d+", run.name) else run.name
         if not isinstance(self.record, bool):
@@ -643,10 +683,10 @@ class GradCAMCallback(Callback):
         }
         regions = {name: _array(region) for name, region in batch.regions.items()}
         grey = (probe.photos * 255).round().byte().numpy()
-        if self._continued and not Path(self._continued["folder"]).is_dir():
+        if self._continued and not is_record(Path(self._continued["folder"])):
             _say(
-                f"GradCAMCallback: the record of the resumed run is no longer in {self._continued['folder']!r}; this "
-                "one starts with what follows."
+                f"GradCAMCallback: the record of the resumed run is no longer in {self._continued['folder']!r}, or of "
+                "another version; this one starts with what follows."
             )
         try:
             return Writer(folder, about, grey, regions, self._continued, (trainer.current_epoch, trainer.global_step))
@@ -665,7 +705,7 @@ class GradCAMCallback(Callback):
         moment: Moment,
     ) -> None:
         """Add an observation to the record."""
-        labels, prediction = probe.batch.labels, observation.prediction
+        labels, prediction, asked = probe.rows.labels, observation.prediction, observation.classes
         try:
             writer.write(
                 moment.epoch,
@@ -677,20 +717,22 @@ class GradCAMCallback(Callback):
                     None if prediction is None else _array(prediction.classes),
                     None if prediction is None or prediction.right is None else _array(prediction.right),
                     None if labels is None else _array(labels),
+                    None if asked is None else _array(asked),
                 ),
                 reading.numbers,
             )
         except Exception as error:  # the pictures shall still be drawn
             _warn(trainer, "the record of the observation", error)
 
-    def _grid(self, probe: _Probe, prefix: str, maps: Tensor, under: Sequence[Caption], when: str) -> Image:
+    def _grid(self, probe: _Probe, prefix: str, maps: Tensor, under: Sequence[Caption], when: str, k: int) -> Image:
         track = self._history.tracks.get(prefix)
         return grid(
             probe.photos,
             maps,
             under,
-            probe.batch.regions,
+            probe.rows.regions,
             f"{self._key(probe, prefix, maps)} · {when}",
+            columns=k if k > 1 else None,
             peak=track.peak if track else None,
             tile=self.display.tile,
             **self._look_of_pictures(),
@@ -704,7 +746,7 @@ class GradCAMCallback(Callback):
             moved[:ROWS],
             [caption.sample[0] for caption in under[:ROWS]],
             probe.class_names or (),
-            {name: region[:ROWS] for name, region in probe.batch.regions.items()},
+            {name: region[:ROWS] for name, region in probe.rows.regions.items()},
             track.peak[:ROWS],
             self._key(probe, prefix, maps),
             None if beside is None else (beside.name, beside.frame(prefix)),
@@ -727,7 +769,7 @@ class GradCAMCallback(Callback):
                 self._told.add(kind)
                 rank_zero_info(f"GradCAMCallback: {text}")
         if prefix in reading.alarms:
-            names = printable(", ".join(called(probe.batch.ids[i]) for i in reading.alarms[prefix]))
+            names = printable(", ".join(called(probe.rows.ids[i]) for i in reading.alarms[prefix]))
             text = (
                 f"in epoch {trainer.current_epoch}, step {trainer.global_step}, the maps of `{probe.layers[prefix]}` "
                 f"moved: median drift {reading.numbers[f'{prefix}/drift']:.2f}, samples {names}"
@@ -782,8 +824,8 @@ def _samples_of(batch: Batch, fingerprint: Fingerprint) -> dict[str, Any]:
 
 def _name(choice: Any) -> str:
     """A target or method in words that are the same in another process."""
-    if isinstance(choice, (str, Integral)) or is_dataclass(choice):
-        return str(choice)
+    if isinstance(choice, (str, Integral, list, tuple)) or is_dataclass(choice):
+        return str(list(choice) if isinstance(choice, tuple) else choice)
     return getattr(choice, "__name__", type(choice).__name__)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +20,10 @@ class Capture:
 
     Attributes:
         output: Whatever the model returned. It may hold on to the autograd graph above the first layer.
-        scores: ``(n,)``, the score of each sample, detached.
+        scores: ``(n,)``, the score of each sample, or ``(n, k)``, several of each; detached.
         activations: The output of each layer by its name, ``(n, ...)``, detached; of a tuple its first item.
-        gradients: The gradient of each sample's score with respect to that output, of the same shape.
+        gradients: The gradient of each sample's score with respect to that output, of the same shape; of several
+            scores ``(k, n, ...)``.
     """
 
     output: Any
@@ -41,14 +42,14 @@ def capture(
 
     The forward runs without gradients up to the first of the layers. A hook cuts there: it replaces the layer's
     output by a leaf and turns gradients on for the rest. One ``autograd.grad`` from the summed scores to the
-    leaf then gives the gradient of every sample at once, since in eval mode samples do not mix. Parameters, their
-    ``.grad`` and all that lies below the first layer take no part.
+    leaf then gives the gradient of every sample at once, since in eval mode samples do not mix; of ``k`` scores a
+    sample there are ``k`` such. Parameters, their ``.grad`` and all that lies below the first layer take no part.
 
     Args:
         model: The model that holds the layers; its modes, flags and buffers are restored.
         layers: Modules to read, by the name that errors shall use.
         forward: Runs the model on the batch once.
-        score: Turns the model's output into scores ``(n,)``.
+        score: Turns the model's output into scores ``(n,)`` or ``(n, k)``.
 
     Returns:
         The capture, on the model's device and in the layers' own dtype.
@@ -149,14 +150,27 @@ def _gradients(
         if not scores.requires_grad:
             return None
         try:
-            gradients = torch.autograd.grad(scores.sum(), leaves, allow_unused=True)
+            gradients = [
+                torch.autograd.grad(column, leaves, allow_unused=True, retain_graph=more)
+                for column, more in _columns(scores)
+            ]
         except RuntimeError as error:
             if "checkpoint" not in str(error).lower():
                 raise
             return None
-    if any(gradient is None for gradient in gradients):
+    if any(gradient is None for column in gradients for gradient in column):
         return None
-    return scores, dict(zip(taps, gradients, strict=True))
+    return scores, {name: _stacked(scores, one) for name, one in zip(taps, zip(*gradients, strict=True), strict=True)}
+
+
+def _columns(scores: Tensor) -> list[tuple[Tensor, bool]]:
+    """The sum over samples of each of their scores, and whether another one follows."""
+    sums = scores[:, None].sum(0) if scores.ndim == 1 else scores.sum(0)
+    return [(column, i < len(sums) - 1) for i, column in enumerate(sums)]
+
+
+def _stacked(scores: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    return gradients[0] if scores.ndim == 1 else torch.stack(list(gradients))
 
 
 def _gradients_by_backward(
@@ -167,15 +181,17 @@ def _gradients_by_backward(
     for leaf in leaves.values():
         leaf.retain_grad()
     scores = score(output)
-    if scores.requires_grad:
-        scores.sum().backward()
-    gradients = {}
-    for name, leaf in leaves.items():
-        if leaf.grad is None:
-            raise ValueError(
-                f"the score does not depend on `target_layer` {name!r}: something after it, such as `.detach()`, "
-                "or a re-entrant checkpoint around it, ends the gradient, or its output is not used; name a layer "
-                "after that place"
-            )
-        gradients[name], leaf.grad = leaf.grad, None
-    return scores, gradients
+    gradients: dict[str, list[Tensor]] = {name: [] for name in taps}
+    for column, more in _columns(scores):
+        if column.requires_grad:
+            column.backward(retain_graph=more)
+        for name, leaf in leaves.items():
+            if leaf.grad is None:
+                raise ValueError(
+                    f"the score does not depend on `target_layer` {name!r}: something after it, such as `.detach()`, "
+                    "or a re-entrant checkpoint around it, ends the gradient, or its output is not used; name a layer "
+                    "after that place"
+                )
+            gradients[name].append(leaf.grad)
+            leaf.grad = None
+    return scores, {name: _stacked(scores, one) for name, one in gradients.items()}

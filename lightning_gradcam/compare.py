@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_gradcam.batch import called
 from lightning_gradcam.history import aggregate, describe
 from lightning_gradcam.metrics.drift import agreement, similarity
 from lightning_gradcam.metrics.localization import region_masks
-from lightning_gradcam.picture.text import called
 from lightning_gradcam.record import Record
 
 By = Literal["epoch", "step", "fraction"]
@@ -33,10 +33,10 @@ class Run:
         at: ``(t,)``, which of the record's observations.
         maps: ``(t, n, h, w)``, signed.
         samples: ``(t, n)``, see :attr:`~lightning_gradcam.Record.samples`.
-        drift: ``(t, n)``, how far each map is from that of the moment before; NaN at the first, and where the target
-            is the predicted class and that has changed.
+        drift: ``(t, n)``, how far each map is from that of the moment before; NaN at the first, and where the class
+            that the target asks for has changed.
         agreement: ``(t, n)``, how much of each map lies where that of the first run does, in [0, 1]; NaN where the
-            target is the predicted class and the two predict another.
+            two ask for different classes.
         values: ``(t, n)`` by key: ``concentration``, ``strength``, and ``mass_`` and ``lift_`` of each region.
     """
 
@@ -192,17 +192,18 @@ def compare(
         maps = torch.from_numpy(record.maps[prefix])
         size = record.photos.shape[1:]
         regions = {key: region_masks(torch.from_numpy(value), size) for key, value in record.regions.items()}
-        signed = f"{prefix}/strength" in record.numbers[-1]
-        values = [describe(maps[i], signed, regions) for i in which]
+        additive = f"{prefix}/strength" in record.numbers[-1]
+        values = [describe(maps[i], additive, regions) for i in which]
         first = torch.full((len(maps[0]),), torch.nan)
-        said = torch.from_numpy(record.samples["predicted"][which].astype(int))
+        asked = torch.from_numpy(record.samples["asked"][which].astype(int))
         drift = [first] + [1 - similarity(maps[i], maps[before]) for before, i in pairwise(which)]
         base = found[0].maps if found else maps[which]  # the first run agrees with itself
         agreements = [agreement(maps[i], base[t]) for t, i in enumerate(which)]
-        if str(record.about["settings"].get("question")).startswith("target predicted"):
-            others = torch.from_numpy(found[0].samples["predicted"].astype(int)) if found else said
-            agreements = [torch.where(said[t] == others[t], one, torch.nan) for t, one in enumerate(agreements)]
-            drift = [torch.where(said[t] == said[max(0, t - 1)], one, torch.nan) for t, one in enumerate(drift)]
+        others = torch.from_numpy(found[0].samples["asked"].astype(int)) if found else asked
+        # Of another class than before, or than in the other run, a map answers another question.
+        differs = (asked != others) & (asked >= 0) & (others >= 0)
+        agreements = [torch.where(differs[t], torch.nan, one) for t, one in enumerate(agreements)]
+        drift = [torch.where(asked[t] == asked[max(0, t - 1)], one, torch.nan) for t, one in enumerate(drift)]
         found.append(
             Run(
                 name,

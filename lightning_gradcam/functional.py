@@ -14,23 +14,37 @@ from lightning_gradcam.batch import Batch
 from lightning_gradcam.capture import capture
 from lightning_gradcam.layers import Layer, check_layers, find_layer, locate
 from lightning_gradcam.layout import Grid, Layout, as_layout, to_map
-from lightning_gradcam.methods import Method, as_method
-from lightning_gradcam.targets import Prediction, Target, as_target, predict, score
+from lightning_gradcam.methods import Method, as_method, cam, check_cam
+from lightning_gradcam.targets import Prediction, Target, as_target, asked_classes, logits, predict, score
 
 
 @dataclass(frozen=True)
 class Observation:
     """What one look at the fixed batch gave, on the CPU.
 
+    There is a row for each of the ``k`` scores of each of the ``n`` samples, those of a sample one after another:
+    ``N = n k`` rows.
+
     Attributes:
-        maps: The signed map of each layer by its name, ``(n, h, w)`` float32, before the ReLU.
-        scores: ``(n,)`` float32, the target's score of each sample.
-        prediction: What the model predicts; ``None`` where its output holds no logits.
+        maps: The signed map of each layer by its name, ``(N, h, w)`` float32, before the ReLU.
+        alpha: The mean gradient over positions of each layer's channels, ``(N, c)`` float32.
+        scores: ``(N,)`` float32, the target's scores.
+        classes: ``(N,)``, the class that each score is of; ``None`` where the target does not tell.
+        prediction: What the model predicts, of ``N`` rows; ``None`` where its output holds no logits.
+        shape: Of the target's scores: ``(n,)`` or ``(n, k)``.
     """
 
     maps: dict[str, Tensor]
+    alpha: dict[str, Tensor]
     scores: Tensor
+    classes: Tensor | None
     prediction: Prediction | None
+    shape: tuple[int, ...]
+
+    @property
+    def k(self) -> int:
+        """How many scores a sample has."""
+        return len(self.scores) // self.shape[0]
 
 
 def observe(
@@ -49,7 +63,7 @@ def observe(
         batch: The samples, for the target.
         layouts: The layers by their full dotted names, and how the output of each lies on a grid.
         forward: Runs the model on the batch.
-        target: ``(output, batch) -> scores (n,)``.
+        target: ``(output, batch) -> scores (n,)`` or ``(n, k)``.
         method: ``(activations, gradients) -> map (n, h, w)``.
         at_once: How many samples to run at a time, to save memory; ``None``: all.
 
@@ -63,16 +77,29 @@ def observe(
     n = len(batch.images)
     layers = dict(find_layer(model, name) for name in layouts)
     seen = capture(model, layers, lambda: forward(batch), lambda output: score(target, output, batch))
-    maps = {}
+    scores = seen.scores.reshape(n, -1)
+    maps, alpha = {}, {}
     for name, layout in layouts.items():
         activations = to_map(name, seen.activations[name], layout, n).float()
-        signed = method(activations, layout(seen.gradients[name]).float())
-        if signed.shape != (n, *activations.shape[2:]):
-            raise ValueError(
-                f"`method` must give one map a sample, shape {(n, *activations.shape[2:])}, got {tuple(signed.shape)}"
-            )
-        maps[name] = signed.cpu()
-    return Observation(maps, seen.scores.float().cpu(), predict(seen.output, batch))
+        if method is cam:
+            check_cam(name, model, activations, logits(seen.output, n).detach())
+        of_each_score = seen.gradients[name].reshape(scores.shape[1], *seen.activations[name].shape)
+        gradients = [layout(one).float() for one in of_each_score]
+        signed = [method(activations, one) for one in gradients]
+        if signed[0].shape != (n, *activations.shape[2:]):
+            expected, got = (n, *activations.shape[2:]), tuple(signed[0].shape)
+            raise ValueError(f"`method` must give one map a sample, shape {expected}, got {got}")
+        maps[name] = torch.stack(signed, 1).flatten(0, 1).cpu()
+        alpha[name] = torch.stack([one.mean((2, 3)) for one in gradients], 1).flatten(0, 1).cpu()
+    classes, prediction = asked_classes(target, seen.output, batch), predict(seen.output, batch)
+    return Observation(
+        maps,
+        alpha,
+        scores.flatten().float().cpu(),
+        None if classes is None else classes.flatten().cpu(),
+        None if prediction is None else prediction.repeated(scores.shape[1]),
+        tuple(seen.scores.shape),
+    )
 
 
 def _join(parts: Sequence[Observation]) -> Observation:
@@ -86,15 +113,22 @@ def _join(parts: Sequence[Observation]) -> Observation:
             torch.cat([one.classes for one in predictions]),
             torch.cat(right) if right else None,
         )
-    maps = {name: torch.cat([part.maps[name] for part in parts]) for name in parts[0].maps}
-    return Observation(maps, torch.cat([part.scores for part in parts]), prediction)
+    classes = [part.classes for part in parts if part.classes is not None]
+    return Observation(
+        {name: torch.cat([part.maps[name] for part in parts]) for name in parts[0].maps},
+        {name: torch.cat([part.alpha[name] for part in parts]) for name in parts[0].alpha},
+        torch.cat([part.scores for part in parts]),
+        torch.cat(classes) if classes else None,
+        prediction,
+        (sum(part.shape[0] for part in parts), *parts[0].shape[1:]),
+    )
 
 
 def gradcam(
     model: nn.Module,
     images: Tensor,
     target_layer: Layer | None = None,
-    target: Target | str | int = "predicted",
+    target: Target | str | int | Sequence[int] = "predicted",
     method: str | Method = "gradcam",
     grid: Grid | Layout | None = None,
     labels: Tensor | None = None,
@@ -108,21 +142,71 @@ def gradcam(
             ``["logits"]`` or its first item.
         images: ``(n, c, H, W)``, as the model expects them, on its device.
         target_layer: A dotted name or a module; ``None`` chooses one, see :class:`~lightning_gradcam.GradCAMCallback`.
-        target: ``"predicted"``, ``"label"``, a class index, or a function ``(output, batch) -> scores (n,)``. To
-            choose a layer it is asked about the first samples only, so it must read ``batch.labels``.
-        method: ``"gradcam"``, ``"hirescam"``, ``"gradcam++"``, ``"layercam"``, ``"xgradcam"``, or a function
-            ``(activations, gradients) -> map (n, h, w)``.
+        target: ``"predicted"``, ``"label"``, a class index, several of these, or a function ``(output, batch) ->
+            scores``, ``(n,)`` or ``(n, k)``, such as a :class:`~lightning_gradcam.TopTarget`. To choose a layer it is
+            asked about the first samples only, so it must read ``batch.labels``.
+        method: ``"gradcam"``, ``"cam"``, ``"hirescam"``, ``"gradcam++"``, ``"layercam"``, ``"xgradcam"``, or a
+            function ``(activations, gradients) -> map (n, h, w)``.
         grid: How the layer's output lies on the image, see :class:`~lightning_gradcam.GradCAMCallback`.
         labels: For ``target="label"``, see :class:`~lightning_gradcam.Batch`.
 
     Returns:
-        Signed maps ``(n, h, w)``, float32 on the CPU, at the layer's own resolution. ``map.relu()`` is what the
-        paper shows.
+        Signed maps ``(n, h, w)``, float32 on the CPU, at the layer's own resolution; of several scores a sample
+        ``(n, k, h, w)``. ``map.relu()`` is what the paper shows, ``(-map).relu()`` its counterfactual explanation.
 
     Raises:
         ValueError: If an argument is not one of these, or the layer gives no map. The message says what to do.
         TypeError: If an argument is of another type.
     """
+    seen, name = _look(model, images, target_layer, target, method, grid, labels)
+    return seen.maps[name].unflatten(0, seen.shape)
+
+
+def neuron_importance(
+    model: nn.Module,
+    images: Tensor,
+    target_layer: Layer | None = None,
+    target: Target | str | int | Sequence[int] = "predicted",
+    grid: Grid | Layout | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """How much each channel of a layer matters for the score: Grad-CAM's weights ``alpha_k``.
+
+    The mean over positions of the gradient, in the score's unit per unit of the channel's activation. A positive one
+    is evidence for the target wherever the channel fires, a negative one against it. :func:`~lightning_gradcam.explain`
+    puts them in words.
+
+    Source: Selvaraju et al., ICCV 2017, arXiv 1610.02391, equation 1.
+
+    Args:
+        model: See :func:`gradcam`, as all the others.
+        images: ``(n, c, H, W)``.
+        target_layer: The layer.
+        target: What to ask for.
+        grid: How the layer's output lies on the image.
+        labels: For ``target="label"``.
+
+    Returns:
+        ``(n, channels)``, float32 on the CPU; of several scores a sample ``(n, k, channels)``.
+
+    Raises:
+        ValueError: See :func:`gradcam`.
+        TypeError: See :func:`gradcam`.
+    """
+    seen, name = _look(model, images, target_layer, target, "gradcam", grid, labels)
+    return seen.alpha[name].unflatten(0, seen.shape)
+
+
+def _look(
+    model: nn.Module,
+    images: Tensor,
+    target_layer: Layer | None,
+    target: Target | str | int | Sequence[int],
+    method: str | Method,
+    grid: Grid | Layout | None,
+    labels: Tensor | None,
+) -> tuple[Observation, str]:
+    """Observe one layer; also the layer's name."""
     ask, compute = as_target(target), as_method(method)
     batch = Batch(images, labels)
     if any(is_lazy(parameter) for parameter in model.parameters()):
@@ -134,5 +218,5 @@ def gradcam(
     layer = check_layers(None if target_layer is None else [target_layer], grid)
     layout = None if grid is None else as_layout(grid)
     layouts, _ = locate(model, layer, layout, batch, forward, ask)
-    (signed,) = observe(model, batch, layouts, forward, ask, compute).maps.values()
-    return signed
+    (name,) = layouts
+    return observe(model, batch, layouts, forward, ask, compute), name

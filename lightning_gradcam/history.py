@@ -201,19 +201,24 @@ def kept_maps(maps: Tensor) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(maps[:, None], (h, w))[:, 0]
 
 
-def describe(maps: Tensor, signed: bool, regions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _question(asked: Tensor | None, n: int) -> Tensor:
+    """What is asked of each sample, ``(n,)``, as numbers that are the same for the same question."""
+    return torch.zeros(n, dtype=torch.long) if asked is None else asked
+
+
+def describe(maps: Tensor, additive: bool, regions: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What can be said of maps without another observation.
 
     Args:
         maps: ``(n, h, w)``.
-        signed: Whether their method has a sign.
+        additive: Whether a map sums to evidence in the score's unit.
         regions: Masks ``(n, H, W)`` by name.
 
     Returns:
         Values ``(n,)`` by key.
     """
     values = {"concentration": measures.concentration(maps), "empty_fraction": empty(maps).float()}
-    if signed:
+    if additive:
         values["strength"] = strength(maps)
     for name, masks in regions.items():
         values[f"mass_{name}"] = mass(maps, masks)
@@ -308,19 +313,17 @@ class History:
         monitored: By full key the last finite number of the run, or the worst one that there can be.
     """
 
-    def __init__(self, prefix: str, settings: Drift, signed: bool, by_prediction: bool) -> None:
+    def __init__(self, prefix: str, settings: Drift, additive: bool) -> None:
         """Start a run.
 
         Args:
             prefix: Of the keys that do not belong to a layer.
             settings: What drift is measured against.
-            signed: Whether the maps' method has a sign.
-            by_prediction: Whether the target asks for the predicted class, which may change.
+            additive: Whether a map sums to evidence in the score's unit.
         """
         self.prefix = prefix
         self.settings = settings
-        self.signed = signed
-        self.by_prediction = by_prediction
+        self.additive = additive
         self.tracks: dict[str, Track] = {}
         self.classes: Tensor | None = None
         self.beside: Beside | None = None
@@ -333,6 +336,7 @@ class History:
         prediction: Prediction | None,
         regions: Mapping[str, Tensor],
         groups: Sequence[str] = (),
+        asked: Tensor | None = None,
     ) -> Reading:
         """Measure an observation against the run so far, and change nothing.
 
@@ -342,6 +346,7 @@ class History:
             prediction: What the model predicts, if it is a classifier.
             regions: Masks ``(n, H, W)`` by name.
             groups: The name of each sample's group; may be empty.
+            asked: ``(n,)``, the class that each map is of; ``None`` where it is always the same question.
         """
         # What stands behind a key, and the samples whose number it is.
         parts = {"": torch.arange(len(next(iter(maps.values()))))}
@@ -353,8 +358,8 @@ class History:
         alarms: dict[str, list[int]] = {}
         for prefix, signed in maps.items():
             track = self._track(prefix, signed)
-            values = describe(signed, self.signed, regions)
-            values |= track.measure(signed, self._question(prediction, len(signed)))
+            values = describe(signed, self.additive, regions)
+            values |= track.measure(signed, _question(asked, len(signed)))
             if self.beside is not None:
                 other = self.beside.maps[prefix]
                 values[f"difference_from_{self.beside.name}"] = 1 - measures.agreement(signed, other)
@@ -376,10 +381,17 @@ class History:
                 numbers[f"{self.prefix}/prediction_flips{behind}"] = flips
         return Reading(numbers, drift, moved, alarms)
 
-    def add(self, reading: Reading, maps: Mapping[str, Tensor], prediction: Prediction | None, moment: Moment) -> None:
+    def add(
+        self,
+        reading: Reading,
+        maps: Mapping[str, Tensor],
+        prediction: Prediction | None,
+        moment: Moment,
+        asked: Tensor | None = None,
+    ) -> None:
         """Remember an observation that :meth:`read` has measured."""
         n = len(next(iter(maps.values())))
-        question = self._question(prediction, n)
+        question = _question(asked, n)
         unknown = torch.full((n,), -1)
         classes = unknown if prediction is None else prediction.classes
         right = unknown if prediction is None or prediction.right is None else prediction.right.int()
@@ -413,10 +425,6 @@ class History:
     def _track(self, prefix: str, maps: Tensor) -> Track:
         track = self.tracks.get(prefix)
         return track if track is not None and track.reference.shape == maps.shape else Track.start(maps)
-
-    def _question(self, prediction: Prediction | None, n: int) -> Tensor:
-        """What the target asks of each sample, ``(n,)``: the predicted class where it is that, else always the same."""
-        return prediction.classes if self.by_prediction and prediction is not None else torch.zeros(n, dtype=torch.long)
 
     def _limit(self, floor: float) -> float:
         """What drift has to exceed for an alert: the limit that was set and, where it was measured, the noise floor."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Method = Callable[[Tensor, Tensor], Tensor]
 
@@ -24,6 +24,49 @@ def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     Source: Selvaraju et al., ICCV 2017, arXiv 1610.02391, equations 1 and 2 without the ReLU.
     """
     return _weighted(gradients.mean((2, 3)), activations)
+
+
+def cam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """CAM: ``sum_k w_k A_k`` with the weights ``w_k`` of the linear layer behind a global average pooling. Signed.
+
+    There the gradient is ``w_k / Z`` in each of the ``Z`` cells, so it is Grad-CAM times ``Z``. Another ending has no
+    such weights, which is what Grad-CAM was made for; :func:`check_cam` tells.
+
+    Source: Zhou et al., CVPR 2016, arXiv 1512.04150, equation 2.
+    """
+    return _weighted(gradients.sum((2, 3)), activations)
+
+
+def check_cam(name: str, model: nn.Module, activations: Tensor, scores: Tensor) -> None:
+    """Refuse CAM where the network does not go on from a layer with global average pooling and one linear layer.
+
+    Args:
+        name: Of the layer.
+        model: Whose linear layers are tried.
+        activations: Of the layer, ``(n, c, h, w)``.
+        scores: The logits ``(n, classes)`` that the network gave.
+
+    Raises:
+        ValueError: If none of the model's linear layers makes these logits of the layer's mean over positions.
+    """
+    pooled = activations.mean((2, 3)).float()
+    finite = pooled.isfinite().all(1) & scores.isfinite().all(1)
+    pooled, scores = pooled[finite], scores[finite]
+    if not len(pooled):
+        return  # nothing that could tell
+    tolerance = max(torch.finfo(dtype).eps for dtype in (scores.dtype, pooled.dtype)) ** 0.5
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and layer.weight.shape == (scores.shape[1], pooled.shape[1]):
+            made = pooled @ layer.weight.detach().float().T
+            if layer.bias is not None:
+                made = made + layer.bias.detach().float()
+            if torch.allclose(made, scores.float(), tolerance, tolerance * float(made.abs().max())):
+                return
+    raise ValueError(
+        f'`method="cam"` needs a network that goes on from `target_layer` {name!r} with global average pooling and one '
+        f'linear layer, and {type(model).__name__} does not; `method="gradcam"` is the same map, up to the number of '
+        "cells, where it does, and works for any other network"
+    )
 
 
 def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -75,12 +118,14 @@ def _weighted(weights: Tensor, activations: Tensor) -> Tensor:
 
 METHODS: dict[str, Method] = {
     "gradcam": gradcam,
+    "cam": cam,
     "hirescam": hirescam,
     "gradcam++": gradcam_plus_plus,
     "layercam": layercam,
     "xgradcam": xgradcam,
 }
-SIGNED: tuple[Method, ...] = (gradcam, hirescam)
+SIGNED: tuple[Method, ...] = (gradcam, hirescam, cam)  # whose negative cells are evidence against the target
+ADDITIVE: tuple[Method, ...] = (gradcam, hirescam)  # whose sum is evidence in the score's own unit
 
 
 def as_method(method: str | Method) -> Method:

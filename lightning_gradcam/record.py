@@ -21,14 +21,21 @@ from lightning_gradcam.files import write_whole
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SCHEMA = 1
+SCHEMA = 2
 _EACH = "observation=*.npz"
 _DAMAGE = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)  # what other content leads to
 ABOUT, SAMPLES, _CLAIM = "record.json", "samples.npz", ".claim"
 
 # What is kept of each sample at each observation; -1 where a class or a verdict is not known, else NaN.
 _SAMPLE = np.dtype(
-    [("score", "<f4"), ("predicted", "<i4"), ("confidence", "<f4"), ("of_label", "<f4"), ("right", "<i1")]
+    [
+        ("score", "<f4"),
+        ("asked", "<i4"),
+        ("predicted", "<i4"),
+        ("confidence", "<f4"),
+        ("of_label", "<f4"),
+        ("right", "<i1"),
+    ]
 )
 
 
@@ -45,8 +52,9 @@ class Record:
         epochs: ``(t,)``, counted from 0; -1 before training.
         steps: ``(t,)``, the optimizer steps that were done.
         maps: By the prefix of a layer's keys, signed maps ``(t, n, h, w)``, float32.
-        samples: ``(t, n)`` with the fields ``score``, the target's; ``predicted``, a class; ``confidence``, its
-            probability, and ``of_label`` that of the label; ``right``, 1 or 0. -1 or NaN where there is none.
+        samples: ``(t, n)`` with the fields ``score``, the target's, and ``asked``, the class that it is of;
+            ``predicted``, a class; ``confidence``, its probability, and ``of_label`` that of the label; ``right``, 1 or
+            0. -1 or NaN where there is none or it is not told.
         numbers: For each observation what was logged, by full key.
     """
 
@@ -184,6 +192,14 @@ def _about(folder: Path) -> dict[str, Any]:
     return about
 
 
+def is_record(folder: Path) -> bool:
+    """Whether a folder holds a record that this version reads."""
+    try:
+        return bool(_about(folder))
+    except (OSError, ValueError):
+        return False
+
+
 def _load(file: Path) -> dict[str, np.ndarray]:
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
@@ -234,7 +250,7 @@ class Writer:
             if _later(file, at):
                 endings = (f".superseded{number or ''}" for number in count())
                 file.replace(next(name for end in endings if not (name := file.with_suffix(end)).exists()))
-        if before and Path(before["folder"]) != self.folder:
+        if before and Path(before["folder"]) != self.folder and is_record(Path(before["folder"])):
             for file in Path(before["folder"]).glob(_EACH):
                 if not _later(file, at):
                     write_whole(self.folder / file.name, file.read_bytes())
@@ -294,6 +310,7 @@ def sample_rows(
     predicted: np.ndarray | None,
     right: np.ndarray | None,
     labels: np.ndarray | None,
+    asked: np.ndarray | None = None,
 ) -> np.ndarray:
     """What a record keeps of each sample.
 
@@ -303,6 +320,7 @@ def sample_rows(
         predicted: The predicted classes ``(n,)``.
         right: ``(n,)``.
         labels: Class indices ``(n,)`` or ``(n, 1)``; others have no probability.
+        asked: The classes ``(n,)`` that the scores are of.
 
     Returns:
         ``(n,)`` with the fields of :attr:`Record.samples`.
@@ -310,6 +328,7 @@ def sample_rows(
     n = len(scores)
     rows = np.zeros(n, _SAMPLE)
     rows["score"] = scores
+    rows["asked"] = -1 if asked is None else asked
     rows["predicted"] = rows["right"] = -1
     rows["confidence"] = rows["of_label"] = np.nan
     if probabilities is not None and predicted is not None:

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from lightning_gradcam.batch import called
 from lightning_gradcam.compare import Comparison, Run
 from lightning_gradcam.files import write_whole
 from lightning_gradcam.picture.draw import outline_boxes
 from lightning_gradcam.picture.encode import jpeg
 from lightning_gradcam.picture.overlay import COLORMAPS
-from lightning_gradcam.picture.text import called
 
 _HERE = Path(__file__).parent
 _MOMENTS = 100  # more of them are thinned out evenly

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
@@ -15,7 +15,8 @@ from torch import Tensor
 from lightning_gradcam.batch import Batch, structure
 from lightning_gradcam.metrics.localization import region_masks
 
-# Returns a tensor (n,). By that name LightningCLI would take a class path for one of a subclass of it.
+# Returns a tensor (n,), or (n, k) for several scores a sample; a target whose questions are classes may tell them by a
+# method `classes(output, batch)` of the same shape. LightningCLI would take a class path for one of a `Tensor`.
 Target = Callable[[Any, Batch], Any]
 
 
@@ -80,6 +81,56 @@ def class_score(output: Any, batch: Batch, *, index: int) -> Tensor:
     return scores[:, 0] * (2 * index - 1) if scores.shape[1] == 1 else scores[:, index]
 
 
+def two_sided(scores: Tensor) -> Tensor:
+    """Logits ``(n, classes, ...)``; of a one-logit head its negative for class 0 and the logit for class 1."""
+    return torch.cat([-scores, scores], 1) if scores.shape[1] == 1 else scores
+
+
+@dataclass(frozen=True)
+class TopTarget:
+    """The logits of the ``k`` most probable classes of each sample, ``(n, k)``, the most probable first.
+
+    One forward and ``k`` backward passes give a map for each. Which classes these are may change from one
+    observation to the next; drift leaves out the maps that then answer another question.
+
+    Attributes:
+        k: How many classes, at least 1.
+    """
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.k, Integral) or isinstance(self.k, bool) or self.k < 1:
+            raise ValueError(f"`k` must be a number of classes of at least 1, got {self.k!r}")
+
+    def __call__(self, output: Any, batch: Batch) -> Tensor:
+        """Score an output; raise a ``ValueError`` where it has fewer classes."""
+        return self._top(output, batch).values
+
+    def classes(self, output: Any, batch: Batch) -> Tensor:
+        """Which classes these are, ``(n, k)``."""
+        return self._top(output, batch).indices
+
+    def _top(self, output: Any, batch: Batch) -> Any:
+        scores = two_sided(logits(output, len(batch.images)))
+        if self.k > scores.shape[1]:
+            raise ValueError(f"`k` must be at most the model's {scores.shape[1]} classes, got {self.k}")
+        return scores.topk(self.k, 1)
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """The logits of certain classes for all samples, ``(n, k)``."""
+
+    indices: tuple[int, ...]
+
+    def __call__(self, output: Any, batch: Batch) -> Tensor:
+        return torch.stack([class_score(output, batch, index=index) for index in self.indices], 1)
+
+    def classes(self, output: Any, batch: Batch) -> Tensor:
+        return torch.tensor(self.indices).expand(len(batch.images), -1)
+
+
 @dataclass(frozen=True)
 class SegmentationTarget:
     """The mean logit of one class over a part of each image, ``(n,)``: for semantic segmentation.
@@ -108,8 +159,7 @@ class SegmentationTarget:
             got = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(output).__name__
             raise ValueError(f"no logits (n, classes, H, W) in the model's output, got {got}")
         pixels = pixels.float()  # a sum over pixels is too large for half precision
-        if pixels.shape[1] == 1:
-            pixels = torch.cat([-pixels, pixels], 1)
+        pixels = two_sided(pixels)
         if self.index >= pixels.shape[1]:
             raise ValueError(f"`index` {self.index} is outside the model's {pixels.shape[1]} classes")
         if self.region is None:
@@ -160,8 +210,12 @@ class DetectionTarget:
 
 
 def _check_index(index: int) -> None:
-    if not isinstance(index, Integral) or isinstance(index, bool) or index < 0:
+    if not _is_class(index):
         raise ValueError(f"`index` must be a class, 0 or above, got {index!r}")
+
+
+def _is_class(index: Any) -> bool:
+    return isinstance(index, Integral) and not isinstance(index, bool) and int(index) >= 0
 
 
 def _region(batch: Batch, name: str) -> Tensor:
@@ -171,32 +225,45 @@ def _region(batch: Batch, name: str) -> Tensor:
 
 
 def score(target: Target, output: Any, batch: Batch) -> Tensor:
-    """The target's score of each sample, ``(n,)``; raise a ``ValueError`` where it gives anything else."""
+    """The target's scores, ``(n,)`` or ``(n, k)``; raise a ``ValueError`` where it gives anything else."""
     scores, samples = target(output, batch), len(batch.images)
-    if not isinstance(scores, Tensor) or scores.shape != (samples,):
+    if not isinstance(scores, Tensor) or scores.shape[:1] != (samples,) or scores.ndim > 2 or not scores.numel():
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"`target` must give one score a sample, shape ({samples},), got {got}")
+        raise ValueError(
+            f"`target` must give one score a sample, shape ({samples},), or several, ({samples}, k), got {got}"
+        )
     return scores
+
+
+def asked_classes(target: Target, output: Any, batch: Batch) -> Tensor | None:
+    """The class that each score of the target is of, in the scores' shape; ``None`` where it does not tell."""
+    if target is predicted:
+        return TopTarget(1).classes(output, batch)[:, 0]
+    tell: Callable[[Any, Batch], Tensor] | None = getattr(target, "classes", None)
+    return tell(output, batch) if callable(tell) else None
 
 
 TARGETS: dict[str, Target] = {"label": label, "predicted": predicted}
 
 
-def as_target(target: str | int | Target) -> Target:
+def as_target(target: str | int | Sequence[int] | Target) -> Target:
     """Turn the ``target`` argument into a function; raise a ``ValueError`` or ``TypeError`` where it is none."""
+    allowed = f"`target` must be one of {sorted(TARGETS)}, a class index, several of these or a function"
     if isinstance(target, str):
         if target not in TARGETS:
-            raise ValueError(f"`target` must be one of {sorted(TARGETS)}, a class index or a function, got {target!r}")
+            raise ValueError(f"{allowed}, got {target!r}")
         return TARGETS[target]
+    if isinstance(target, (list, tuple)):
+        if not target or not all(map(_is_class, target)) or len(set(target)) < len(target):
+            raise ValueError(f"`target` as classes must name at least one, none twice, each at least 0, got {target!r}")
+        return _Classes(tuple(int(index) for index in target))
     if isinstance(target, Integral) and not isinstance(target, bool):
         if target < 0:
             raise ValueError(f"`target` as a class index must be at least 0, got {target}")
         return partial(class_score, index=int(target))
     if callable(target):
         return target
-    raise TypeError(
-        f"`target` must be one of {sorted(TARGETS)}, a class index or a function, got {type(target).__name__}"
-    )
+    raise TypeError(f"{allowed}, got {type(target).__name__}")
 
 
 @dataclass(frozen=True)
@@ -213,6 +280,13 @@ class Prediction:
     probabilities: Tensor
     classes: Tensor
     right: Tensor | None
+
+    def repeated(self, times: int) -> Prediction:
+        """The same with each sample so many times in a row."""
+        right = None if self.right is None else self.right.repeat_interleave(times, 0)
+        return Prediction(
+            self.probabilities.repeat_interleave(times, 0), self.classes.repeat_interleave(times, 0), right
+        )
 
 
 def predict(output: Any, batch: Batch) -> Prediction | None:

@@ -403,5 +403,5 @@ def test_groups_are_names_of_the_samples():
     assert Batch(images, groups=["a", "b", "a"]).part(slice(1, None)).groups == ["b", "a"]
     with pytest.raises(ValueError, match="`groups` must name 3 samples, got 2"):
         Batch(images, groups=["a", "b"])
-    with pytest.raises(ValueError, match="the name of a group must be up to 64 letters.* got 'a/b'"):
+    with pytest.raises(ValueError, match=r"the name of a group must be up to 64 letters.* got 'a/b'"):
         Batch(images, groups=["a", "a/b", "a"])

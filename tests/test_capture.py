@@ -415,5 +415,6 @@ def test_refuses_complex_output():
 
 
 def test_refuses_scores_of_another_shape():
-    with pytest.raises(ValueError, match=r"`target` must give one score a sample, shape \(2,\), got \(2, 3\)"):
-        gradcam(tiny_net(), torch.rand(2, 3, 16, 16), "4", target=lambda output, batch: output)
+    expected = r"`target` must give one score a sample, shape \(2,\), or several, \(2, k\), got \(3, 2\)"
+    with pytest.raises(ValueError, match=expected):
+        gradcam(tiny_net(), torch.rand(2, 3, 16, 16), "4", target=lambda output, batch: output.T)

@@ -38,7 +38,8 @@ def write(folder, maps, steps=None, epochs=None, right=None, **options):
     for i, one in enumerate(maps):
         verdict = np.array([1, 1] if right is None else right[i])
         said = np.where(verdict == 1, [0, 1], [1, 0])
-        rows = sample_rows(np.zeros(2), np.full((2, 2), 0.5), said, verdict, np.array([0, 1]))
+        asked = said if "target predicted" in card["settings"].get("question", "") else None
+        rows = sample_rows(np.zeros(2), np.full((2, 2), 0.5), said, verdict, np.array([0, 1]), asked)
         epoch = i if epochs is None else epochs[i]
         writer.write(epoch, steps[i], {"gradcam": np.stack(one)}, rows, {"gradcam/strength": 0.0})
     return folder
@@ -295,9 +296,9 @@ def test_a_reader_that_stops_and_a_full_disk_are_no_traceback(pair, pipe, code):
 
 def test_another_schema_is_exit_code_2(pair, capsys):
     path = Path("weak/gradcam/record.json")
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
     assert main(["report", "weak"]) == 2
-    assert "has schema 2" in capsys.readouterr().err
+    assert "has schema 3" in capsys.readouterr().err
 
 
 def test_maps_that_are_empty_or_no_numbers_have_no_agreement():

@@ -23,18 +23,19 @@ def prediction(*classes):
     return Prediction(torch.eye(4)[chosen], chosen, chosen == 0)
 
 
-def observe(history, maps, moment, classes=None, shifted=None):
+def observe(history, maps, moment, classes=None, shifted=None, asked=None):
     """One observation of one layer: read, then add."""
     maps = {"cam": torch.stack(list(maps))}
     shifted = {} if shifted is None else {"cam": torch.stack(list(shifted))}
     said = prediction(*(classes or [0] * len(maps["cam"])))
-    reading = history.read(maps, shifted, said, {})
-    history.add(reading, maps, said, moment)
+    asked = None if asked is None else torch.tensor(asked)
+    reading = history.read(maps, shifted, said, {}, asked=asked)
+    history.add(reading, maps, said, moment, asked)
     return {key.removeprefix("cam/"): value for key, value in reading.numbers.items()}, reading
 
 
 def new(**options):
-    return History("cam", Drift(**options), signed=True, by_prediction=False)
+    return History("cam", Drift(**options), additive=True)
 
 
 def test_the_first_map_that_is_not_empty_after_a_trained_epoch_is_the_reference():
@@ -71,9 +72,9 @@ def test_a_named_epoch_is_the_reference():
 
 
 def test_another_question_is_no_drift():
-    history = History("cam", Drift(), signed=True, by_prediction=True)
-    observe(history, [LEFT, LEFT], Moment(0, True), [0, 1])
-    numbers, reading = observe(history, [RIGHT, RIGHT], Moment(1, True), [0, 2])
+    history = new()
+    observe(history, [LEFT, LEFT], Moment(0, True), [0, 1], asked=[0, 1])
+    numbers, reading = observe(history, [RIGHT, RIGHT], Moment(1, True), [0, 2], asked=[0, 2])
     assert reading.drift["cam"][0] == reading.moved["cam"][0] == 1
     assert reading.drift["cam"][1].isnan()
     assert reading.moved["cam"][1].isnan()

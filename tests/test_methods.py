@@ -7,8 +7,9 @@ import torch
 import torchcam.methods
 import torchvision
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
 
-from lightning_gradcam import gradcam
+from lightning_gradcam import gradcam, neuron_importance
 from lightning_gradcam.methods import METHODS, SIGNED
 
 LABELS = [3, 5]
@@ -83,7 +84,7 @@ def test_equals_torchcam(vgg, images, method, theirs):
 
 
 def test_methods_differ_on_this_network(vgg, images):
-    maps = {name: to_unit(ours(vgg, images, name)) for name in METHODS}
+    maps = {name: to_unit(ours(vgg, images, name)) for name in METHODS if name != "cam"}
     for name, one in maps.items():
         for other, two in maps.items():
             assert name == other or (one - two).abs().max() > 0.01, (name, other)
@@ -91,6 +92,8 @@ def test_methods_differ_on_this_network(vgg, images):
 
 def test_only_signed_methods_have_negative_cells_after_a_relu(vgg, images):
     for name, method in METHODS.items():
+        if name == "cam":  # refused on this network
+            continue
         negative = (ours(vgg, images, name) < 0).any()
         assert negative == (method in SIGNED or name == "xgradcam"), name
 
@@ -116,9 +119,74 @@ def test_own_function_and_wrong_names():
     images = torch.rand(1, 3, 4, 4)
     first = gradcam(model, images, "0", 0, lambda activations, gradients: activations[:, 0])
     torch.testing.assert_close(first, model[0](images)[:, 0].detach())
-    with pytest.raises(ValueError, match=r"`method` must be one of \[.*'gradcam'.*\] or a function, got 'cam'"):
-        gradcam(model, images, "0", 0, "cam")
+    with pytest.raises(ValueError, match=r"`method` must be one of \[.*'gradcam'.*\] or a function, got 'camera'"):
+        gradcam(model, images, "0", 0, "camera")
     with pytest.raises(TypeError, match=r"`method` must be .* or a function, got int"):
         gradcam(model, images, "0", 0, 3)
     with pytest.raises(ValueError, match=r"`method` must give one map a sample, shape \(1, 4, 4\), got \(1, 2, 4, 4\)"):
         gradcam(model, images, "0", 0, lambda activations, gradients: activations)
+
+
+class Pooled(nn.Module):
+    """Global average pooling and one linear layer, or something else between the two."""
+
+    def __init__(self, between=None, bias=True):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU())
+        self.between = between or nn.Identity()
+        self.head = nn.Linear(6, 4, bias)
+
+    def forward(self, images):
+        return self.head(self.between(self.features(images).mean((2, 3))))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradcam_weights_are_those_of_cam_over_the_number_of_cells(bias):
+    """The paper's generalization: alpha = w / Z, so Grad-CAM times Z is CAM, and its sum and the bias the logit."""
+    model, images, labels = Pooled(bias=bias).eval(), torch.rand(3, 3, 9, 7), torch.tensor([3, 0, 2])
+    features = model.features(images)
+    cells = features.shape[2] * features.shape[3]
+    alpha = neuron_importance(model, images, "features", "label", labels=labels)
+    torch.testing.assert_close(alpha, model.head.weight[labels].detach() / cells)
+    # CAM by its definition, from the weights alone.
+    expected = torch.einsum("nk,nkhw->nhw", model.head.weight[labels], features).detach()
+    torch.testing.assert_close(gradcam(model, images, "features", "label", "cam", labels=labels), expected)
+    signed = gradcam(model, images, "features", "label", labels=labels)
+    torch.testing.assert_close(signed * cells, expected)
+    shift = model.head.bias[labels] if bias else 0
+    torch.testing.assert_close(signed.sum((1, 2)) + shift, model(images).gather(1, labels[:, None])[:, 0])
+
+
+def test_cam_on_a_resnet_equals_torchcam():
+    model = torchvision.models.resnet18(weights=None, num_classes=10).eval()
+    images = torch.rand(2, 3, 64, 64)
+    found = gradcam(model, images, "layer4", list(range(10)), "cam")
+    labels = found.flatten(2).amax(2).argmax(1).tolist()  # classes with a positive cell
+    with torchcam.methods.CAM(model, "layer4", "fc") as extractor:
+        (expected,) = extractor(labels, model(images))
+    torch.testing.assert_close(to_unit(found[[0, 1], labels]), expected, rtol=1e-3, atol=1e-4)
+    signed = gradcam(model, images, "layer4", 3)
+    logits = signed.sum((1, 2)) + model.fc.bias[3]
+    torch.testing.assert_close(logits, model(images)[:, 3], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("between", [nn.LayerNorm(6), nn.Sequential(nn.Linear(6, 6), nn.ReLU()), nn.Tanh()])
+def test_cam_refuses_what_is_not_linear_behind_the_pooling(between):
+    model = Pooled(between).eval()
+    assert gradcam(model, torch.rand(2, 3, 8, 8), "features").isfinite().all()
+    with pytest.raises(ValueError, match=r'`method="cam"` needs a network .* `method="gradcam"` is the same map'):
+        gradcam(model, torch.rand(2, 3, 8, 8), "features", method="cam")
+
+
+def test_cam_refuses_layers_that_are_not_pooled_and_networks_without_pooling(vgg, images):
+    model = Pooled().eval()
+    with pytest.raises(ValueError, match=r"goes on from `target_layer` 'features\.0' with global average pooling"):
+        gradcam(model, torch.rand(2, 3, 8, 8), "features.0", method="cam")
+    with pytest.raises(ValueError, match=r"one linear layer, and VGG does not"):
+        ours(vgg, images, "cam")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_cam_in_other_precisions(dtype):
+    model = Pooled().eval().to(dtype)
+    assert gradcam(model, torch.rand(4, 3, 32, 32).to(dtype), "features", method="cam").shape == (4, 30, 30)

@@ -188,7 +188,9 @@ def test_forks_of_one_checkpoint_have_a_record_each():
 def test_a_folder_that_is_gone_is_said():
     resumed("here", None, 1)
     Path("here").rename("there")
-    with pytest.warns(UserWarning, match=r"the record of the resumed run is no longer in '.*here'; this one starts"):
+    with pytest.warns(
+        UserWarning, match=r"the record of the resumed run is no longer in '.*here', or of another version"
+    ):
         resumed("elsewhere", "saved/last.ckpt", 2)
     assert Record.open("elsewhere").epochs.tolist() == [1]
 
@@ -319,11 +321,11 @@ def object_array(folder):
         (lambda folder: (folder / "record.json").write_text("{"), ValueError, "is damaged or of another program"),
         (lambda folder: (folder / "record.json").write_text("[]"), ValueError, "is damaged or of another program"),
         (
-            lambda folder: (folder / "record.json").write_text('{"schema": 1}'),
+            lambda folder: (folder / "record.json").write_text('{"schema": 2}'),
             ValueError,
             "class_names, fingerprint|name, id, settings",
         ),
-        (spoil_json(schema=7), ValueError, "has schema 7, this version of lightning_gradcam reads 1"),
+        (spoil_json(schema=7), ValueError, "has schema 7, this version of lightning_gradcam reads 2"),
         (spoil_json(settings={"layers": {"other": ""}}), ValueError, "its files do not fit each other"),
         (lambda folder: (folder / "samples.npz").unlink(), ValueError, "is damaged, it has no 'samples.npz'"),
         (

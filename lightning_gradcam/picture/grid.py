@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from PIL.ImageFont import FreeTypeFont
 from torch import Tensor
 
-from lightning_gradcam.batch import Batch
+from lightning_gradcam.batch import Batch, called
 from lightning_gradcam.picture.draw import (
     GUTTER,
     LINE,
@@ -27,7 +27,7 @@ from lightning_gradcam.picture.draw import (
     tile_size,
 )
 from lightning_gradcam.picture.overlay import overlay, strongest
-from lightning_gradcam.picture.text import called, fit, load_font, printable
+from lightning_gradcam.picture.text import fit, load_font, printable
 from lightning_gradcam.targets import Prediction
 
 _COLUMNS = 6
@@ -41,8 +41,9 @@ class Caption:
 
     Attributes:
         sample: The sample's id and label, and the probability of that label.
-        prediction: The predicted class, its probability, and behind a Δ the drift.
-        right: Whether the prediction is right; ``None`` where that is not known.
+        prediction: The predicted class, or of several maps a sample the class asked for; its probability, and behind
+            a Δ the drift.
+        right: Whether that class is right; ``None`` where that is not known, or it is another class that was asked for.
         note: Why no map is drawn; empty where one is.
     """
 
@@ -58,8 +59,10 @@ def captions(
     prediction: Prediction | None,
     class_names: Sequence[str] | None,
     drift: Tensor | None = None,
+    asked: Tensor | None = None,
+    k: int = 1,
 ) -> list[Caption]:
-    """Say for each sample what it is, what the model predicts, and whether its map can be drawn.
+    """Say for each row what it is, what the model predicts or was asked for, and whether its map can be drawn.
 
     Args:
         batch: The samples.
@@ -67,6 +70,8 @@ def captions(
         prediction: What the model predicts, if it is a classifier.
         class_names: The name of each class; indices are shown where there are none.
         drift: ``(n,)``, how far each map has moved since the observation before; NaN where that is not known.
+        asked: ``(n,)``, the class that each map is of, where the target tells.
+        k: How many rows a sample has.
     """
 
     def name(index: float) -> str:
@@ -83,8 +88,13 @@ def captions(
             known = len(truths) == 1 and truths[0] in range(len(row))
             probability = f"{row[int(truths[0])]:.2f}" if known else ""
             right = None if prediction.right is None else bool(prediction.right[i])
-            said = ("x " if right is False else "") + f"pred {name(chosen)}"
+            if k > 1 and asked is not None:
+                right = True if int(asked[i]) in truths else right if int(asked[i]) == chosen else None
+                chosen = int(asked[i])
+            said = ("x " if right is False else "") + f"{'pred' if k == 1 else 'for'} {name(chosen)}"
             confidence = f"{row[chosen]:.2f}"
+        if k > 1 and (asked is None or prediction is None):
+            said, confidence, right = f"score {i % k + 1}", "", None
         if drift is not None and not drift[i].isnan():
             confidence = f"{confidence} Δ{drift[i]:.2f}".strip()
         result.append(Caption((title, probability), (said, confidence), right, note_on(maps[i])))
@@ -104,13 +114,14 @@ def grid(
     regions: Mapping[str, Tensor],
     key: str,
     *,
+    columns: int | None = None,
     peak: Tensor | None = None,
     scale: str = "sample",
     tile: int = 160,
     colormap: str = "turbo",
     font: str | Path | None = None,
 ) -> Image.Image:
-    """Draw every sample's map over its photo, in rows of up to six, with a caption under each.
+    """Draw every sample's map over its photo, with a caption under each.
 
     Args:
         photos: Grey, ``(n, H, W)`` in [0, 1].
@@ -118,6 +129,7 @@ def grid(
         captions: One a sample.
         regions: As in :class:`~lightning_gradcam.batch.Batch`; drawn as outlines, white within black.
         key: The line at the foot: what was asked of which layer.
+        columns: How many tiles stand side by side; ``None``: up to six.
         peak: ``(n,)``, the largest value of each sample's maps in the run; ``None``: this is the first observation.
         scale: ``"sample"``: each map by its own maximum, beside it a gauge of that against the peak; ``"run"``: each
             by the sample's peak.
@@ -128,14 +140,14 @@ def grid(
     n = len(photos)
     tile_height, tile_width = tile_size(photos, tile)
     cell_width = max(tile_width, tile // 2)  # the strip needs some width whatever the images' shape
-    rows = -(-n // _COLUMNS)
-    columns = -(-n // rows)
-    if (pixels := rows * (tile_height + 2 * LINE + GUTTER)) > _JPEG_LIMIT:
-        raise ValueError(
-            f"{n} samples make a picture of {pixels} pixels in height, and JPEG ends at {_JPEG_LIMIT}; "
-            "choose fewer `samples`, or a smaller `Display(tile=...)`"
-        )
+    rows = -(-n // (columns or _COLUMNS))
+    columns = columns or -(-n // rows)
     across, down = cell_width + GUTTER, tile_height + 2 * LINE + GUTTER
+    if (pixels := max(rows * down, columns * across)) > _JPEG_LIMIT:
+        raise ValueError(
+            f"{n} maps make a picture of {pixels} pixels in {'height' if rows * down == pixels else 'width'}, and JPEG "
+            f"ends at {_JPEG_LIMIT}; choose fewer `samples` or scores a sample, or a smaller `Display(tile=...)`"
+        )
     canvas = Image.new("RGB", (columns * across + GUTTER, rows * down + GUTTER + LINE), PAPER)
     draw = ImageDraw.Draw(canvas)
     letters = load_font(font, TEXT)

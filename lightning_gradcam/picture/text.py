@@ -23,11 +23,6 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def called(sample: int | str) -> str:
-    """How a sample is called: by its index behind a number sign, by a name as it is."""
-    return f"#{sample}" if isinstance(sample, int) else sample
-
-
 def fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """The text, shortened with an ellipsis to at most ``width`` pixels."""
     text = printable(text)[:200]
