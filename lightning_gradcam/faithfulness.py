@@ -1,0 +1,527 @@
+"""Whether a map tells the truth about the model: what the score does when pixels are taken away, or weights.
+
+Each check is a function of a model and a :class:`~lightning_gradcam.Batch`; all are slow beside a map. They leave the
+model, the images and the random state as they were, compute where the images are, and return float32 on the CPU. Where
+``target`` is ``"predicted"`` it is the class predicted from the untouched image by the untouched model, throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_gradcam.batch import Batch
+from lightning_gradcam.functional import observe
+from lightning_gradcam.isolation import borrowed
+from lightning_gradcam.layers import Layer, check_layers, locate
+from lightning_gradcam.layout import Grid, Layout, as_layout
+from lightning_gradcam.methods import Method, as_method
+from lightning_gradcam.targets import Target, as_target, label, logits, predict, score
+
+Baseline = float | Sequence[float] | Tensor | Callable[[Tensor], Tensor]
+Forward = Callable[[nn.Module, Batch], Any]
+
+
+def default_forward(model: nn.Module, batch: Batch) -> Any:
+    """Run the model on the images alone."""
+    return model(batch.images)
+
+
+def occlusion(
+    model: nn.Module,
+    batch: Batch,
+    target: Target | str | int = "label",
+    patch: int | None = None,
+    stride: int | None = None,
+    baseline: Baseline = 0.0,
+    forward_fn: Forward = default_forward,
+    at_once: int | None = None,
+) -> Tensor:
+    """How much the score falls when a square patch of the image is replaced, at each position of the patch.
+
+    The patch moves by ``stride`` from the upper left corner on. The last one of a row or column is moved back to end
+    at the border: every patch has the same size, and together they cover the image.
+
+    Args:
+        model: The model.
+        batch: The samples, as the model expects them, on its device.
+        target: As for :func:`~lightning_gradcam.gradcam`.
+        patch: The side of the patch in pixels; ``None``: an eighth of the image's shorter side, rounded up.
+        stride: The step in pixels, at most ``patch``; ``None``: ``patch``.
+        baseline: What replaces the pixels, in the unit of the images: a number, one per channel, or a function
+            ``images -> images``, such as a blur. 0 is the mean colour of images that were normalised by their mean.
+        forward_fn: ``(model, batch) -> output``; by default ``model(batch.images)``.
+        at_once: How many samples to run at a time, to save memory; ``None``: all.
+
+    Returns:
+        ``(n, rows, columns)``: the score of the untouched image less that of the changed one, in the score's unit;
+        positive where the patch held evidence for the target. An image of H pixels has
+        ``ceil((H - patch) / stride) + 1`` rows.
+
+    Raises:
+        ValueError: If an argument is not one of these, or the target cannot read the output.
+        TypeError: If an argument is of another type.
+
+    Cost: one forward of the batch for each position and one for the untouched images, by default 65 or fewer for
+    square images; one more for ``"predicted"``.
+
+    Source: Zeiler and Fergus 2014, arXiv 1311.2901, who look at the probability; this is the score that maps explain.
+    """
+    _check(model, batch, at_once)
+    rows, columns = (side.to(batch.images.device) for side in _windows(batch, patch, stride))
+    nothing = torch.zeros_like(rows[0][:, None] & columns[0])
+    masks = chain([nothing], (row[:, None] & column for row in rows for column in columns))
+    untouched, *changed = _scores(model, batch, masks, target, baseline, forward_fn, at_once)
+    return (untouched - torch.stack(changed)).T.reshape(-1, len(rows), len(columns))
+
+
+def occlusion_correlation(
+    model: nn.Module,
+    batch: Batch,
+    maps: Tensor,
+    target: Target | str | int = "label",
+    patch: int | None = None,
+    stride: int | None = None,
+    baseline: Baseline = 0.0,
+    forward_fn: Forward = default_forward,
+    at_once: int | None = None,
+) -> Tensor:
+    """The rank correlation of each map ``(n, h, w)`` with the fall of the score under :func:`occlusion`.
+
+    This is how the Grad-CAM paper measures faithfulness (Selvaraju et al. 2017, arXiv 1610.02391): a faithful map is
+    high where the model misses the pixels most. A patch takes away all that lies under it, so the map is averaged over
+    each patch. Signs count on both sides: a negative cell says that the score rises without it, and is held to that.
+    Pass ``maps.relu()`` to ask about the positive evidence alone.
+
+    To compare the maps of several methods, call :func:`occlusion` once, and :func:`spearman` on it and the
+    :func:`at_patches` of each. The maps are of the same samples and target; the rest is as for :func:`occlusion`.
+
+    Returns:
+        ``(n,)`` in [-1, 1]; higher is better, chance gives about 0. NaN where the map or the fall of the score is
+        constant or not finite.
+
+    Raises:
+        ValueError: See :func:`occlusion`; also if the maps are not ``(n, h, w)``.
+        TypeError: If an argument is of another type.
+
+    Cost: as :func:`occlusion`.
+    """
+    _check(model, batch, at_once)
+    means = at_patches(maps, batch, patch, stride)
+    found = spearman(means, occlusion(model, batch, target, patch, stride, baseline, forward_fn, at_once))
+    return torch.where(_varies(maps), found, torch.nan)
+
+
+def at_patches(maps: Tensor, batch: Batch, patch: int | None = None, stride: int | None = None) -> Tensor:
+    """The mean of each map ``(n, h, w)`` over each patch of :func:`occlusion`, ``(n, rows, columns)``.
+
+    The map is first brought to the image's size as the pictures show it, bilinear.
+    """
+    _check_maps(maps, batch)
+    rows, columns = (side.float() / side[0].sum() for side in _windows(batch, patch, stride))
+    return rows @ _at_pixels(maps, batch) @ columns.T
+
+
+def deletion(
+    model: nn.Module,
+    batch: Batch,
+    maps: Tensor,
+    target: Target | str | int = "label",
+    steps: int = 32,
+    baseline: Baseline = 0.0,
+    forward_fn: Forward = default_forward,
+    at_once: int | None = None,
+) -> Tensor:
+    """The area under the probability of the target as pixels are removed, those that the map calls strongest first.
+
+    The map is brought to the image's size as the pictures show it, bilinear. It is read with its sign: pixels that
+    speak against the target go last. Pixels of the same value go in reading order. The area is taken by the trapezoid
+    rule over the share of pixels removed.
+
+    The probability is the softmax of the class; the sigmoid for a one-logit head and for multi-hot labels, of which it
+    is the sum over a sample's labels. A function as target gives its raw score instead, since nothing says how to turn
+    that into a probability.
+
+    Args:
+        model: The model.
+        batch: The samples, as the model expects them, on its device.
+        maps: Signed maps ``(n, h, w)`` of these samples for this target, at any resolution.
+        target: As for :func:`~lightning_gradcam.gradcam`.
+        steps: In how many equal steps to remove all pixels, at least 1.
+        baseline: What replaces the pixels, see :func:`occlusion`.
+        forward_fn: ``(model, batch) -> output``; by default ``model(batch.images)``.
+        at_once: How many samples to run at a time, to save memory; ``None``: all.
+
+    Returns:
+        ``(n,)`` in [0, 1], for a function in the unit of its scores; lower is better. It depends on how sure the model
+        is as well: compare maps of one model only. NaN where a map has no positive cell, is constant, which gives
+        no order, or is not finite.
+
+    Raises:
+        ValueError: If an argument is not one of these, or the target cannot read the output.
+        TypeError: If an argument is of another type.
+
+    Cost: ``steps + 1`` forwards of the batch, one more for ``"predicted"``.
+
+    Source: Petsiuk et al. 2018 (RISE), arXiv 1806.07421.
+    """
+    return _area(model, batch, maps, target, steps, baseline, forward_fn, at_once, inserting=False)
+
+
+def insertion(
+    model: nn.Module,
+    batch: Batch,
+    maps: Tensor,
+    target: Target | str | int = "label",
+    steps: int = 32,
+    baseline: Baseline = 0.0,
+    forward_fn: Forward = default_forward,
+    at_once: int | None = None,
+) -> Tensor:
+    """The area under the probability of the target as pixels come back, those that the map calls strongest first.
+
+    :func:`deletion` the other way round: from the baseline to the image. All arguments are as there. The paper starts
+    from a blurred image, which shows no edges that are not in the image; so does
+    ``baseline=lambda images: torchvision.transforms.functional.gaussian_blur(images, [51, 51])``.
+
+    Returns:
+        As :func:`deletion`, but higher is better.
+
+    Raises:
+        ValueError: See :func:`deletion`.
+        TypeError: If an argument is of another type.
+
+    Cost: as :func:`deletion`.
+
+    Source: Petsiuk et al. 2018 (RISE), arXiv 1806.07421.
+    """
+    return _area(model, batch, maps, target, steps, baseline, forward_fn, at_once, inserting=True)
+
+
+def randomization(
+    model: nn.Module,
+    batch: Batch,
+    target_layer: Layer | None = None,
+    target: Target | str | int = "label",
+    method: str | Method = "gradcam",
+    grid: Grid | Layout | None = None,
+    forward_fn: Forward = default_forward,
+    at_once: int | None = None,
+    compare: Callable[[Tensor, Tensor], Tensor] | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """How like itself a map stays while the weights are randomised, module after module, from the output on.
+
+    A map that stays as it is does not depend on what the model has learned. This is the cascading randomisation of
+    Adebayo et al. 2018, arXiv 1810.03292. The layer is found once, on the model as it is.
+
+    Every parameter draws from the normal distribution of its own mean and standard deviation, whatever module it is
+    in. ``reset_parameters`` is not asked: it does nothing to a weight that is made from others, as by weight norm, it
+    resets running statistics, and its scale lets the signals of a deep network vanish. So a parameter of one value, or
+    of equal values as in a fresh norm, stays, and so do buffers. Frozen parameters take part. A parametrised module
+    draws what its weights are made from. A parameter that several modules share belongs to the one nearest the output.
+
+    Args:
+        model: The model. It holds the random weights during the call: do not use it meanwhile.
+        batch: The samples, as the model expects them, on its device.
+        target_layer: See :func:`~lightning_gradcam.gradcam`, as for ``target``, ``method`` and ``grid``.
+        target: What the maps explain.
+        method: How they are made.
+        grid: How the layer's output lies on the image.
+        forward_fn: ``(model, batch) -> output``; by default ``model(batch.images)``.
+        at_once: How many samples to run at a time, to save memory; ``None``: all.
+        compare: ``(maps, first maps) -> values (n,)``, of signed maps ``(n, h, w)``; ``None``: :func:`spearman`.
+            :func:`~lightning_gradcam.metrics.drift.similarity` looks at the positive evidence alone.
+        seed: Of the random weights; the same one gives the same values.
+
+    Returns:
+        ``(n,)`` for each module with parameters of its own, by its dotted name: the comparison of the map with the
+        first one once this module and those before it in the dict are random. The module that is called last comes
+        first; one that holds others comes after them, the model itself, as ``""``, at the end. Modules that the
+        forward does not reach are left out. For Spearman in [-1, 1], 1 for an order that has not changed; NaN where
+        either map is constant or not finite.
+
+    Raises:
+        ValueError: See :func:`~lightning_gradcam.gradcam`.
+        TypeError: If an argument is of another type.
+
+    Cost: one forward of the batch, and a backward down to the layer, for each module and for the first map; two
+    forwards of a sample or two to find the modules and the layer. Memory for the weights once more.
+    """
+    _check(model, batch, at_once)
+    compute, layer = as_method(method), check_layers(None if target_layer is None else [target_layer], grid)
+    layout, ask = None if grid is None else as_layout(grid), as_target(target)
+    run = _runner(model, forward_fn)
+    with borrowed(model, seed):
+        batch = batch.apply(Tensor.clone)  # labels made in inference mode could take no part in a graph
+        if target == "predicted":
+            batch, ask = _predicted(batch, run, at_once)
+        layouts, _ = locate(model, layer, layout, batch, run, ask)
+
+        def look() -> Tensor:
+            (signed,) = observe(model, batch, layouts, run, ask, compute, at_once).maps.values()
+            return signed
+
+        first, found = look(), {}
+        with _randomizing(seed) as randomize:
+            for name, parameters in _cascade(model, lambda: run(batch.part(slice(1)))).items():
+                for parameter in parameters:
+                    randomize(parameter)
+                found[name] = (compare or spearman)(look(), first)
+    return found
+
+
+def spearman(maps: Tensor, others: Tensor) -> Tensor:
+    """The rank correlation of two maps of each sample, both ``(n, h, w)``; equal values share the mean of their ranks.
+
+    Returns:
+        ``(n,)`` in [-1, 1]: 1 where the order of the cells is the same, -1 where it is reversed. NaN where either map
+        is constant or not finite.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if maps.shape != others.shape:
+        shapes = f"{tuple(maps.shape)} and {tuple(others.shape)}"
+        raise ValueError(f"`maps` and `others` must have the same shape, got {shapes}; bring both to one grid")
+    return F.cosine_similarity(_ranks(maps), _ranks(others), dim=1).float().clamp(-1, 1)
+
+
+def _ranks(maps: Tensor) -> Tensor:
+    """The rank of each cell less the mean rank, ``(n, h * w)`` float64; NaN where a map has none."""
+    cells = maps.detach().cpu().flatten(1).contiguous()
+    ordered = cells.sort(1).values
+    less, not_more = (torch.searchsorted(ordered, cells, right=right) for right in (False, True))
+    ranks = (less + not_more).double() / 2
+    return torch.where(_varies(maps)[:, None], ranks - ranks.mean(1, keepdim=True), torch.nan)
+
+
+def _varies(maps: Tensor) -> Tensor:
+    """Whether each map ``(n, h, w)`` is finite and not constant, ``(n,)`` bool."""
+    cells = maps.detach().cpu().flatten(1)
+    return cells.isfinite().all(1) & (cells != cells[:, :1]).any(1)
+
+
+def _check(model: nn.Module, batch: Batch, at_once: int | None) -> None:
+    if not isinstance(batch, Batch):
+        raise TypeError(f"`batch` must be a `Batch`, got {type(batch).__name__}; write `Batch(images, labels)`")
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise ValueError(f"{type(model).__name__} has layers without a shape; run it once on a batch before")
+    if at_once is not None:
+        _check_number("at_once", at_once, 1)
+
+
+def _check_maps(maps: Tensor, batch: Batch) -> None:
+    n = len(batch.images)
+    got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+    if not isinstance(maps, Tensor) or maps.ndim != 3 or len(maps) != n or not maps.numel():
+        raise ValueError(f"`maps` must be a tensor ({n}, h, w), one map for each sample, got {got}")
+
+
+def _check_number(name: str, value: Any, least: int, most: int | None = None) -> None:
+    if type(value) is not int or value < least or (most is not None and value > most):
+        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"`{name}` must be a whole number, {bounds}, got {value!r}")
+
+
+def _runner(model: nn.Module, forward_fn: Forward) -> Callable[[Batch], Any]:
+    """Runs the model on copies: it may change its input in place."""
+    return lambda batch: forward_fn(model, batch.apply(Tensor.clone))
+
+
+def _answers(batch: Batch, ask: Target, run: Callable[[Batch], Any], at_once: int | None) -> Tensor:
+    """The score of each sample, ``(n,)``, where the model computes."""
+    n = len(batch.images)
+    parts = (batch.part(slice(start, start + (at_once or n))) for start in range(0, n, at_once or n))
+    return torch.cat([score(ask, run(part), part) for part in parts])
+
+
+def _predicted(batch: Batch, run: Callable[[Batch], Any], at_once: int | None) -> tuple[Batch, Target]:
+    """The target ``"predicted"`` fixed to what is predicted now, and the batch to ask it about."""
+
+    def classes_of(output: Any, part: Batch) -> Tensor:
+        found = logits(output, len(part.images))
+        return found.argmax(1) if found.shape[1] > 1 else (found[:, 0] > 0).long()
+
+    with torch.no_grad():
+        classes = _answers(batch, classes_of, run, at_once)
+    # By their place in the whole, the samples of any part find their class; they keep their own labels.
+    placed = replace(batch, ids=range(len(batch.images)))
+    return placed, lambda output, part: label(output, replace(part, labels=classes[list(map(int, part.ids))]))
+
+
+def _probability(ask: Target) -> Target:
+    """A target that reads logits, asked about probabilities."""
+
+    def likely(output: Any, part: Batch) -> Tensor:
+        found = predict(output, part) or predict(output, replace(part, labels=None))
+        return ask(found.probabilities if found else output, part)  # of an output without logits it says what is wrong
+
+    return likely
+
+
+def _scores(
+    model: nn.Module,
+    batch: Batch,
+    masks: Iterable[Tensor],
+    target: Target | str | int,
+    baseline: Baseline,
+    forward_fn: Forward,
+    at_once: int | None,
+    probability: bool = False,
+) -> Tensor:
+    """The scores ``(k, n)`` of the images under each of ``k`` masks, which say where the baseline replaces them.
+
+    A mask is bool and ``(H, W)`` or ``(n, 1, H, W)``. With ``probability`` the scores are probabilities, but for a
+    function as target.
+    """
+    run, images, ask = _runner(model, forward_fn), batch.images, as_target(target)
+    with borrowed(model, seed=0), torch.no_grad():
+        if target == "predicted":
+            batch, ask = _predicted(batch, run, at_once)
+        if probability and not callable(target):
+            ask = _probability(ask)
+        blank = _blank(images, baseline)
+        changed = (replace(batch, images=torch.where(mask, blank, images)) for mask in masks)
+        return torch.stack([_answers(one, ask, run, at_once).float() for one in changed]).cpu()
+
+
+def _blank(images: Tensor, baseline: Baseline) -> Tensor:
+    """What replaces pixels, in a shape that goes with images ``(n, c, H, W)``."""
+    if callable(baseline):
+        blank = baseline(images.clone())
+        if not isinstance(blank, Tensor) or blank.shape != images.shape:
+            got = tuple(blank.shape) if isinstance(blank, Tensor) else type(blank).__name__
+            raise ValueError(f"`baseline` must give images {tuple(images.shape)}, got {got}")
+        return blank.to(images)
+    c = images.shape[1]
+    try:
+        blank = torch.as_tensor(baseline, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):  # what cannot be read at all is refused below
+        blank = torch.empty(0)
+    if blank.ndim > 1 or blank.numel() not in (1, c) or not blank.isfinite().all():
+        raise ValueError(
+            f"`baseline` must be a number, one per channel, that is {c}, or a function `images -> images`, "
+            f"got {baseline!r}"
+        )
+    return blank.reshape(1, -1, 1, 1).to(images.dtype).to(images.device)
+
+
+def _windows(batch: Batch, patch: int | None, stride: int | None) -> tuple[Tensor, Tensor]:
+    """Which pixels of a side a patch covers at each position, ``(rows, H)`` and ``(columns, W)``, bool."""
+    sides = batch.images.shape[2:]
+    patch = -(-min(sides) // 8) if patch is None else patch
+    _check_number("patch", patch, 1, min(sides))
+    stride = patch if stride is None else stride
+    _check_number("stride", stride, 1, patch)
+
+    def windows(side: int) -> Tensor:
+        starts = torch.tensor([*range(0, side - patch, stride), side - patch], device="cpu")[:, None]
+        pixels = torch.arange(side, device="cpu")
+        return (pixels >= starts) & (pixels < starts + patch)
+
+    return windows(sides[0]), windows(sides[1])
+
+
+def _at_pixels(maps: Tensor, batch: Batch) -> Tensor:
+    """Maps ``(n, h, w)`` at the size of the images, ``(n, H, W)`` float32 on the CPU."""
+    return F.interpolate(maps.detach().float().cpu()[:, None], batch.images.shape[2:], mode="bilinear")[:, 0]
+
+
+def _area(
+    model: nn.Module,
+    batch: Batch,
+    maps: Tensor,
+    target: Target | str | int,
+    steps: int,
+    baseline: Baseline,
+    forward_fn: Forward,
+    at_once: int | None,
+    inserting: bool,
+) -> Tensor:
+    """See :func:`deletion` and :func:`insertion`."""
+    _check(model, batch, at_once)
+    _check_maps(maps, batch)
+    _check_number("steps", steps, 1)
+    pixels = _at_pixels(maps, batch)
+    order = pixels.flatten(1).argsort(dim=1, descending=True, stable=True)
+    place = order.argsort(1).reshape(pixels[:, None].shape).to(batch.images.device)
+    numbers = [round(step * pixels[0].numel() / steps) for step in range(steps + 1)]
+    masks = (place >= number if inserting else place < number for number in numbers)
+    curve = _scores(model, batch, masks, target, baseline, forward_fn, at_once, probability=True)
+    area = torch.trapezoid(curve, torch.tensor(numbers, device="cpu") / numbers[-1], dim=0)
+    has_order = _varies(maps) & (maps > 0).flatten(1).any(1).cpu()
+    return torch.where(has_order, area, torch.nan)
+
+
+def _cascade(model: nn.Module, run: Callable[[], object]) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each module that a forward reaches, by its name, from the output towards the input."""
+    calls: list[str] = []
+    handles = []
+    try:
+        for name, module in model.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                note = partial(_note, calls, _plain(name))
+                handles.append(module.register_forward_pre_hook(note))
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    last_call = {name: number for number, name in enumerate(calls)}
+
+    owners: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner = _plain(name).rpartition(".")[0].partition(".parametrizations.")[0]
+        owners.setdefault(owner, []).append(parameter)
+    # A module may use the weights of a child without a call of it, as attention does with its output projection.
+    users = {owner: owner if owner in last_call else owner.rpartition(".")[0] for owner in owners}
+    reached = [owner for owner in owners if users[owner] in last_call]
+    found, seen = {}, set()
+    for owner in sorted(reached, key=lambda owner: last_call[users[owner]])[::-1]:
+        found[owner] = [parameter for parameter in owners[owner] if parameter not in seen]
+        seen.update(found[owner])
+    return {owner: parameters for owner, parameters in found.items() if parameters}
+
+
+def _note(calls: list[str], name: str, module: nn.Module, args: Any) -> None:
+    calls.append(name)
+
+
+def _plain(name: str) -> str:
+    """A dotted name as if nothing were compiled."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+@contextmanager
+def _randomizing(seed: int) -> Iterator[Callable[[nn.Parameter], None]]:
+    """Yield a function that gives a parameter random values; on exit all have their own again.
+
+    Another tensor takes the place of the values meanwhile, so these stay as they are to the last bit, and a graph that
+    the user holds does not take them for changed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    originals: list[tuple[nn.Parameter, Tensor]] = []
+
+    def randomize(parameter: nn.Parameter) -> None:
+        own = parameter.data
+        if own.numel() and (own.is_floating_point() or own.is_complex()):
+            wide = own.to(torch.promote_types(own.dtype, torch.float32))
+            noise = torch.randn(own.shape, generator=generator, dtype=wide.dtype, device="cpu").to(own.device)
+            originals.append((parameter, own))
+            parameter.data = torch.empty_like(own).copy_(wide.mean() + wide.std(correction=0) * noise)
+
+    try:
+        yield randomize
+    finally:
+        for parameter, own in originals:
+            parameter.data = own
