@@ -74,6 +74,8 @@ def observe(
         starts = range(0, len(batch.images), at_once)
         parts = [batch.part(slice(start, start + at_once)) for start in starts]
         return _join([observe(model, part, layouts, forward, target, method) for part in parts])
+    with torch.inference_mode(False):  # what was made in inference mode could take no part in a graph
+        batch = batch.apply(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
     n = len(batch.images)
     layers = dict(find_layer(model, name) for name in layouts)
     seen = capture(model, layers, lambda: forward(batch), lambda output: score(target, output, batch))

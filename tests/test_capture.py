@@ -418,3 +418,11 @@ def test_refuses_scores_of_another_shape():
     expected = r"`target` must give one score a sample, shape \(2,\), or several, \(2, k\), got \(3, 2\)"
     with pytest.raises(ValueError, match=expected):
         gradcam(tiny_net(), torch.rand(2, 3, 16, 16), "4", target=lambda output, batch: output.T)
+
+
+def test_labels_made_in_inference_mode():
+    with torch.inference_mode():
+        labels = torch.tensor([0, 2])
+    model, images = tiny_net().eval(), torch.rand(2, 3, 16, 16)
+    expected = gradcam(model, images, "4", "label", labels=labels.clone())
+    assert torch.equal(gradcam(model, images, "4", "label", labels=labels), expected)
