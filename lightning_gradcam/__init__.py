@@ -5,6 +5,7 @@ from lightning_gradcam.callback import GradCAMCallback
 from lightning_gradcam.compare import compare
 from lightning_gradcam.explanation import explain
 from lightning_gradcam.functional import gradcam, neuron_importance
+from lightning_gradcam.guided import GuidedReLUs, guided_backprop, guided_gradcam
 from lightning_gradcam.history import Drift
 from lightning_gradcam.picture.display import Display
 from lightning_gradcam.record import Record
@@ -16,6 +17,7 @@ __all__ = [
     "Display",
     "Drift",
     "GradCAMCallback",
+    "GuidedReLUs",
     "Record",
     "SegmentationTarget",
     "TopTarget",
@@ -23,6 +25,8 @@ __all__ = [
     "compare",
     "explain",
     "gradcam",
+    "guided_backprop",
+    "guided_gradcam",
     "neuron_importance",
 ]
 __version__ = "0.1.0"

@@ -1,0 +1,203 @@
+"""Guided Backpropagation and Guided Grad-CAM: which pixels speak for a score, in fine detail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lightning_gradcam.batch import Batch
+from lightning_gradcam.functional import gradcam
+from lightning_gradcam.isolation import borrowed
+from lightning_gradcam.layers import Layer
+from lightning_gradcam.layout import Grid, Layout
+from lightning_gradcam.targets import Target, as_target, score
+
+_RELUS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6}
+_HARDTANHS = {F.hardtanh, F.hardtanh_}
+
+
+class GuidedReLUs(TorchFunctionMode):
+    """A context in which ReLUs pass back positive gradients only; the model itself is not touched.
+
+    Both modules and functions count, in place or not: ``nn.ReLU``, ``F.relu``, ``torch.relu``, ``Tensor.relu_`` and
+    the rest of that family, and ReLU6, which is a ReLU below its ceiling. GELU, SiLU, leaky ReLUs and all others pass
+    gradients as they always do: the rule is made for units that are off or on. What runs inside a scripted module is
+    not seen, nor is ``clamp(min=0)``.
+
+    Source: Springenberg et al. 2015, arXiv 1412.6806: the gradient is kept where both it and the unit are positive.
+
+    Attributes:
+        calls: How many ReLUs have been changed so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if _is_relu(func, args, kwargs):
+            self.calls += 1
+            if result.requires_grad:
+                result.register_hook(_positive)
+        return result
+
+
+def _is_relu(func: Any, args: Any, kwargs: Any) -> bool:
+    least = kwargs.get("min_val", args[1] if len(args) > 1 else -1)
+    return func in _RELUS or (func in _HARDTANHS and least == 0)  # the latter is what `nn.ReLU6` calls
+
+
+def _positive(gradient: Tensor) -> Tensor:
+    return gradient.clamp_min(0)
+
+
+def guided_gradients(
+    model: nn.Module, batch: Batch, forward: Callable[[Batch], Any], target: Target, at_once: int | None = None
+) -> Tensor:
+    """The guided gradient of the score with respect to the images.
+
+    Args:
+        model: The model; it is left as it was.
+        batch: The samples.
+        forward: Runs the model on the batch.
+        target: ``(output, batch) -> scores (n,)`` or ``(n, k)``.
+        at_once: How many samples to run at a time, to save memory; ``None``: all.
+
+    Returns:
+        ``(n, c, H, W)``, float32 on the CPU; of several scores a sample ``(n k, c, H, W)``, those of a sample one
+        after another.
+
+    Raises:
+        ValueError: If the forward calls no ReLU, or the score has no gradient at the images.
+
+    Cost: a forward that keeps its graph and a backward down to the images for each score; with a forward's memory for
+    training, but for the gradients of parameters.
+    """
+    n = len(batch.images)
+    if at_once is not None and at_once < n:
+        parts = [batch.part(slice(start, start + at_once)) for start in range(0, n, at_once)]
+        return torch.cat([guided_gradients(model, part, forward, target) for part in parts])
+    with borrowed(model), torch.enable_grad(), GuidedReLUs() as relus:
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)  # what the graph would keep for them is not needed
+        batch = batch.apply(Tensor.clone)
+        images = batch.images.requires_grad_()
+        scores = score(target, forward(batch), batch).reshape(n, -1).sum(0)
+        if not relus.calls:
+            raise ValueError(
+                f"guided backpropagation is made for ReLUs, and the forward of {type(model).__name__} calls none: "
+                "others, such as GELU and SiLU, pass gradients as they always do; leave `guided` out"
+            )
+        gradients = [_gradient(column, images, i < len(scores) - 1) for i, column in enumerate(scores)]
+    known = [gradient for gradient in gradients if gradient is not None]
+    if len(known) < len(gradients):
+        raise ValueError(
+            "the score has no gradient at the images: the forward detaches it or runs a part under `no_grad`, so there "
+            "is no guided backpropagation; leave `guided` out"
+        )
+    return torch.stack(known, 1).flatten(0, 1).float().cpu()
+
+
+def _gradient(score: Tensor, images: Tensor, more: bool) -> Tensor | None:
+    """The gradient at the images; ``None`` where there is none."""
+    if not score.requires_grad:
+        return None
+    try:
+        return torch.autograd.grad(score, images, allow_unused=True, retain_graph=more)[0]
+    except RuntimeError as error:
+        if "checkpoint" not in str(error).lower():
+            raise
+        raise ValueError(
+            "a re-entrant checkpoint runs its part of the model anew where ReLUs cannot be reached; use "
+            "`torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`, or leave `guided` out"
+        ) from error
+
+
+def guide(maps: Tensor, gradients: Tensor) -> Tensor:
+    """Guided Grad-CAM: the guided gradient times the positive part of the map, brought to the image bilinearly.
+
+    Source: Selvaraju et al., ICCV 2017, arXiv 1610.02391, section 3.2.
+
+    Args:
+        maps: Signed maps ``(n, h, w)``.
+        gradients: ``(n, c, H, W)``.
+
+    Returns:
+        ``(n, c, H, W)``, signed.
+    """
+    return F.interpolate(maps.relu()[:, None], gradients.shape[2:], mode="bilinear") * gradients
+
+
+def guided_backprop(
+    model: nn.Module,
+    images: Tensor,
+    target: Target | str | int | Sequence[int] = "predicted",
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Guided Backpropagation of some images, with no Trainer.
+
+    Source: Springenberg et al. 2015, arXiv 1412.6806. It barely depends on the class that is asked for; Grad-CAM does,
+    and :func:`guided_gradcam` is their product.
+
+    Args:
+        model: See :func:`~lightning_gradcam.gradcam`; it is left as it was.
+        images: ``(n, c, H, W)``, floating-point, as the model expects them, on its device.
+        target: See :func:`~lightning_gradcam.gradcam`.
+        labels: For ``target="label"``.
+
+    Returns:
+        ``(n, c, H, W)``, signed, float32 on the CPU, in the score's unit per unit of the image; of several scores a
+        sample ``(n, k, c, H, W)``.
+
+    Raises:
+        ValueError: If the forward calls no ReLU, see :class:`GuidedReLUs`, or an argument is wrong.
+        TypeError: If an argument is of another type.
+    """
+    batch, ask = Batch(images, labels), as_target(target)
+    shapes: list[tuple[int, ...]] = []
+
+    def noted(output: Any, batch: Batch) -> Tensor:
+        scores = score(ask, output, batch)
+        shapes.append(tuple(scores.shape))
+        return scores
+
+    gradients = guided_gradients(model, batch, lambda batch: model(batch.images), noted)
+    return gradients.unflatten(0, shapes[0])
+
+
+def guided_gradcam(
+    model: nn.Module,
+    images: Tensor,
+    target_layer: Layer | None = None,
+    target: Target | str | int | Sequence[int] = "predicted",
+    grid: Grid | Layout | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Guided Grad-CAM of some images, with no Trainer: :func:`guided_backprop` where Grad-CAM looks.
+
+    Args:
+        model: See :func:`~lightning_gradcam.gradcam`, as all the others.
+        images: ``(n, c, H, W)``, floating-point.
+        target_layer: The layer of the map.
+        target: What to ask for.
+        grid: How the layer's output lies on the image.
+        labels: For ``target="label"``.
+
+    Returns:
+        As :func:`guided_backprop`.
+
+    Raises:
+        ValueError: See :func:`guided_backprop` and :func:`~lightning_gradcam.gradcam`.
+        TypeError: If an argument is of another type.
+    """
+    gradients = guided_backprop(model, images, target, labels)
+    maps = gradcam(model, images, target_layer, target, "gradcam", grid, labels)
+    scores = maps.shape[:-2]
+    return guide(maps.flatten(0, -3), gradients.flatten(0, -4)).unflatten(0, scores)
