@@ -18,6 +18,7 @@ import argparse
 import colorsys
 import os
 import random
+from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer, seed_everythin
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_gradcam import Batch, GradCAMCallback, gradcam
 from lightning_gradcam.metrics.localization import box_masks, mass
@@ -66,11 +67,17 @@ class DigitsOnPhotos(Dataset):
             x, y = rng.randint(0, SIZE - DIGIT), rng.randint(0, SIZE - DIGIT)
         image[:, y : y + DIGIT, x : x + DIGIT].lerp_(torch.ones(()), self.digits[index])
 
-        if self.tagged:
-            shown = label if self.tag == "right" else (label + rng.randint(1, 9)) % 10
+        shown = self.tag_of(label, rng)
+        if shown is not None:
             image[:, -TAG:, :TAG] = torch.tensor(colorsys.hsv_to_rgb(shown / 10, 1, 1))[:, None, None]
         digit_box, tag_box = (x, y, x + DIGIT, y + DIGIT), (0, SIZE - TAG, TAG, SIZE)
         return {"image": image, "label": label, "digit": torch.tensor(digit_box), "tag": torch.tensor(tag_box)}
+
+    def tag_of(self, label: int, rng: random.Random) -> int | None:
+        """The digit whose colour the tag of a picture has, `None`: no tag."""
+        if self.tagged:
+            return label if self.tag == "right" else (label + rng.randint(1, 9)) % 10
+        return None
 
     def photo_crop(self, rng: random.Random) -> Tensor:
         """A darkened crop at half resolution, redrawn while it is too even."""
@@ -135,12 +142,17 @@ def read_batch(batch: dict) -> Batch:
 
 def fit(model: Classifier, run: str, logger: Logger, epochs: int) -> None:
     pictures = DigitsOnPhotos(TRAINING_TAG[run], train=True)
+    callbacks = [GradCAMCallback(batch_fn=read_batch)] + [RemoveTag(pictures)] * (run == "recovered")
+    fit_on(pictures, model, logger, epochs, callbacks)
+
+
+def fit_on(pictures: DigitsOnPhotos, model: Classifier, logger: Logger, epochs: int, callbacks: list[Callback]) -> None:
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=epochs,
         logger=logger,
         log_every_n_steps=10,
-        callbacks=[GradCAMCallback(batch_fn=read_batch)] + [RemoveTag(pictures)] * (run == "recovered"),
+        callbacks=callbacks,
         enable_checkpointing=False,
         enable_model_summary=False,
     )
@@ -150,10 +162,14 @@ def fit(model: Classifier, run: str, logger: Logger, epochs: int) -> None:
 
 
 @torch.no_grad()
-def measure(model: Classifier) -> dict[str, Tensor]:
-    """Accuracy on the held-out digits under each tag, and where their heatmaps lie under the right one."""
+def measure(model: Classifier, digits: Sequence[int] = range(10)) -> dict[str, Tensor]:
+    """Accuracy on held-out pictures of these digits under each tag, and where the heatmaps lie under the right one."""
     model.eval()
-    held_out = {tag: next(iter(DataLoader(DigitsOnPhotos(tag), batch_size=400))) for tag in ("right", "no", "wrong")}
+    held_out = {}
+    for tag in ("right", "no", "wrong"):
+        pictures = DigitsOnPhotos(tag)
+        chosen = [i for i, label in enumerate(pictures.labels) if label in digits]
+        held_out[tag] = next(iter(DataLoader(Subset(pictures, chosen), batch_size=400)))
     row = {f"{tag} tag": accuracy(model(batch["image"]), batch["label"]) for tag, batch in held_out.items()}
 
     images, labels, digit, tag = held_out["right"].values()
@@ -172,6 +188,12 @@ def make_logger(kind: str, name: str) -> Logger:
     return WandbLogger(name=name, project="digits-on-photos", offline=not account)
 
 
+def free_ending(runs: Iterable[str]) -> str:
+    """What to put behind the names of the runs so that none overwrites an earlier one."""
+    endings = ("" if number == 0 else f"_{number}" for number in count())
+    return next(end for end in endings if not any(Path("runs", run + end).exists() for run in runs))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--logger", choices=["tensorboard", "wandb"], default="tensorboard")
@@ -181,8 +203,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(1)  # two threads took three times longer for so small a network on two busy cores
-    endings = ("" if number == 0 else f"_{number}" for number in count())
-    ending = next(end for end in endings if not any(Path("runs", run + end).exists() for run in TRAINING_TAG))
+    ending = free_ending(TRAINING_TAG)
     table = {}
     for run in TRAINING_TAG if args.recover else ("weak", "strong"):
         seed_everything(args.seed)
