@@ -37,8 +37,18 @@ function momentName(t) {
 for (const run of data.runs) {
   const bytes = Uint8Array.from(atob(run.maps), (letter) => letter.charCodeAt(0));
   run.cells = new Int8Array(bytes.buffer);
-  run.strongest = run.unit.map((row, t) => row.map((unit, i) => (known(unit) ? unit * Math.max(0, ...cells(run, t, i)) : 0)));
+  const largest = (sign) =>
+    run.unit.map((row, t) => row.map((unit, i) => (known(unit) ? unit * cells(run, t, i).reduce((most, cell) => Math.max(most, sign * cell), 0) : 0)));
+  run.largest = { 1: largest(1), "-1": largest(-1) };
 }
+
+/** The sides that are drawn: 1 for evidence for the target, -1 against it, where a run's maps have that side. */
+function sides(run) {
+  if ($("side").value === "for" || !run.signed) return [1];
+  return $("side").value === "against" ? [-1] : [1, -1];
+}
+
+const strongest = (run, t, i) => Math.max(...sides(run).map((sign) => run.largest[sign][t][i]));
 
 function cells(run, t, i) {
   const size = run.grid[0] * run.grid[1];
@@ -47,18 +57,18 @@ function cells(run, t, i) {
 }
 
 function maximum(run, t, i) {
-  const most = (one) => Math.max(...one.strongest.map((row) => row[i]));
-  if ($("scale").value === "map") return run.strongest[t][i];
+  const most = (one) => Math.max(...one.unit.map((_, at) => strongest(one, at, i)));
+  if ($("scale").value === "map") return strongest(run, t, i);
   return $("scale").value === "sample" ? most(run) : Math.max(...data.runs.map(most));
 }
 
-/** The map's values from 0 to 1 at every pixel, bilinear between the middles of its cells. */
-function spread(run, t, i) {
+/** One side of a map, its values from 0 to 1 at every pixel, bilinear between the middles of its cells. */
+function spread(run, t, i, sign) {
   const [h, w] = run.grid;
   const values = cells(run, t, i);
   const scale = run.unit[t][i] / maximum(run, t, i);
   const result = new Float32Array(height * width);
-  const at = (row, column) => Math.max(0, values[row * w + column]) * scale;
+  const at = (row, column) => Math.max(0, sign * values[row * w + column]) * scale;
   for (let y = 0; y < height; y++) {
     const v = Math.min(h - 1, Math.max(0, ((y + 0.5) * h) / height - 0.5));
     const top = Math.floor(v), bottom = Math.min(h - 1, top + 1);
@@ -87,15 +97,19 @@ function color(table, value, channel) {
 function paint(canvas, photo, run, t, i) {
   const context = canvas.getContext("2d");
   const picture = context.createImageData(width, height);
-  const drawn = run.strongest[t][i] > 0;
-  const values = drawn ? spread(run, t, i) : null;
+  const drawn = strongest(run, t, i) > 0;
   const table = tables[$("colors").value];
-  const strength = Number($("strength").value);
+  const against = data.against[$("colors").value];
+  const opacity = Number($("strength").value);
+  const layers = drawn ? sides(run).map((sign) => [sign, spread(run, t, i, sign)]) : [];
   for (let pixel = 0; pixel < width * height; pixel++) {
-    const value = drawn ? values[pixel] : 0;
-    const opacity = strength * value;
     for (let channel = 0; channel < 3; channel++) {
-      picture.data[4 * pixel + channel] = (1 - opacity) * photo[pixel] + opacity * color(table, value, channel);
+      let ink = photo[pixel];
+      for (const [sign, values] of layers) {
+        const paint = sign > 0 ? color(table, values[pixel], channel) : against[channel];
+        ink += opacity * values[pixel] * (paint - ink);
+      }
+      picture.data[4 * pixel + channel] = ink;
     }
     picture.data[4 * pixel + 3] = 255;
   }
@@ -115,7 +129,8 @@ function paint(canvas, photo, run, t, i) {
     context.lineWidth = 3;
     context.strokeStyle = "black";
     context.fillStyle = "white";
-    const note = known(run.unit[t][i]) ? "map empty" : "not finite";
+    const side = sides(run)[0] < 0 ? "nothing against" : "map empty";
+    const note = known(run.unit[t][i]) ? side : "not finite";
     context.strokeText(note, width / 2, height / 2);
     context.fillText(note, width / 2, height / 2);
   }
@@ -245,6 +260,8 @@ function drawCards(t) {
       const said = run.predicted[t][card.i];
       says.className = `says ${right === 1 ? "right" : right === 0 ? "wrong" : ""}`;
       const prediction = element("span");
+      const asked = run.asked[t][card.i];
+      if (known(asked) && asked !== said) prediction.append(`for ${data.classes[asked] ?? asked}; `);
       if (known(said)) {
         const name = element("b", { textContent: `${data.classes[said] ?? said}${verdict}` });
         prediction.append(name, ` ${figure(run.confidence[t][card.i])}`);
@@ -313,7 +330,7 @@ $("time").max = moments - 1;
 $("time").value = moments - 1;
 $("time").addEventListener("input", draw);
 $("play").addEventListener("click", startOrStop);
-for (const id of ["colors", "strength", "scale", "sort", "class", "verdict"]) $(id).addEventListener("input", draw);
+for (const id of ["colors", "side", "strength", "scale", "sort", "class", "verdict"]) $(id).addEventListener("input", draw);
 $("blind").addEventListener("input", () => { setNames(); draw(); });
 for (const name of [...new Set(data.samples.map((sample) => sample.label))].filter(Boolean)) {
   $("class").append(element("option", { value: name, textContent: name }));
@@ -322,6 +339,7 @@ if (data.runs.length === 1) {
   $("sort").querySelector("[value=difference]").remove();
   $("blind").parentElement.hidden = true;
 }
+$("side").parentElement.hidden = !data.runs.some((run) => run.signed);
 for (const note of data.notes) $("notes").append(element("p", { textContent: note }));
 document.body.style.setProperty("--runs", data.runs.length);
 setNames();

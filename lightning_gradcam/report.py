@@ -20,7 +20,7 @@ from lightning_gradcam.compare import Comparison, Run
 from lightning_gradcam.files import write_whole
 from lightning_gradcam.picture.draw import outline_boxes
 from lightning_gradcam.picture.encode import jpeg
-from lightning_gradcam.picture.overlay import COLORMAPS
+from lightning_gradcam.picture.overlay import AGAINST, COLORMAPS
 
 _HERE = Path(__file__).parent
 _MOMENTS = 100  # more of them are thinned out evenly
@@ -88,6 +88,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
         "samples": samples,
         "classes": classes,
         "colors": COLORMAPS,
+        "against": AGAINST,
         "notes": notes,
         "runs": [_run(run, at, [rows[t] for t in at]) for run in comparison.runs],
     }
@@ -133,8 +134,10 @@ def _run(run: Run, at: np.ndarray, rows: Sequence[Mapping[str, float]]) -> dict[
             for value in run.record.regions.values()
         ],
         "grid": [h, w],
+        "signed": bool(run.record.about.get("signed")),
         "maps": base64.b64encode(cells.numpy().tobytes()).decode(),
         "unit": [_plain(row) for row in unit.tolist()],
+        "asked": [[None if one < 0 else one for one in row] for row in samples["asked"].tolist()],
         "predicted": [[None if one < 0 else one for one in row] for row in samples["predicted"].tolist()],
         "confidence": [_plain(row) for row in samples["confidence"].tolist()],
         "right": samples["right"].tolist(),

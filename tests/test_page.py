@@ -14,6 +14,7 @@ from test_record import about
 from test_security import HOSTILE
 
 from lightning_gradcam import compare
+from lightning_gradcam.picture.overlay import AGAINST
 from lightning_gradcam.record import Writer, sample_rows
 from lightning_gradcam.report import page, write_page
 
@@ -160,8 +161,10 @@ def test_captions_charts_and_labels_say_what_the_records_hold(runs, opened):
     ]
     label = browser.find_element("css selector", "canvas").get_attribute("aria-label")
     assert label == "Map of #3 a, weak, a ✓ 0.50, epoch 1"
-    for control in browser.find_elements("css selector", "input, select, button"):
-        assert control.accessible_name
+    controls = browser.find_elements("css selector", "input, select, button")
+    shown = [control for control in controls if control.is_displayed()]
+    assert len(shown) == len(controls) - 1  # these maps have no other side to show
+    assert all(control.accessible_name for control in shown)
 
 
 def test_a_map_lies_where_the_record_has_it(runs, opened):
@@ -294,3 +297,61 @@ def test_empty_maps_and_numbers_that_are_none(opened):
     choose(browser, "time", 0)
     first, second = pictures(browser)
     assert first != second  # one says `map empty`, the other `not finite`
+
+
+def pixel(browser, card, x, y):
+    """The colour of a place in a card's first canvas, given in shares of its sides."""
+    return browser.execute_script(
+        "const one = document.querySelectorAll('#cards canvas')[arguments[0]];"
+        "const at = [arguments[1] * one.width, arguments[2] * one.height].map(Math.floor);"
+        "const copy = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});"
+        "copy.drawImage(one, -at[0], -at[1]);"
+        "return [...copy.getImageData(0, 0, 1, 1).data].slice(0, 3)",
+        card,
+        x,
+        y,
+    )
+
+
+def test_the_side_of_evidence(opened):
+    both_sides = np.array([[4, -2], [4, -2]], np.float32)
+    write("run", [[both_sides, LEFT]], signed=True)
+    browser = opened("run")
+    photo = pixel(browser, 0, 0.95, 0.5)  # where the first map is against
+    assert max(photo) - min(photo) <= 2  # grey
+    strong = pixel(browser, 0, 0.05, 0.5)
+    assert strong[0] > strong[2] + 50  # turbo's red
+    choose(browser, "side", "against")
+    against = pixel(browser, 0, 0.95, 0.5)
+    expected = [0.25 * grey + 0.75 * ink for grey, ink in zip(photo, AGAINST["turbo"], strict=True)]
+    assert against == pytest.approx(expected, abs=2)
+    left = pixel(browser, 0, 0.05, 0.5)
+    assert max(left) - min(left) <= 2
+    assert text(browser, "#cards li:nth-child(2)")  # whose map has nothing against: its photo alone, with a note
+    choose(browser, "side", "both")
+    assert pixel(browser, 0, 0.05, 0.5) == strong
+    half = [0.625 * grey + 0.375 * ink for grey, ink in zip(photo, AGAINST["turbo"], strict=True)]
+    assert pixel(browser, 0, 0.95, 0.5) == pytest.approx(half, abs=2)  # 2 of 4, on one scale
+    choose(browser, "colors", "inferno")
+    blue = pixel(browser, 0, 0.95, 0.5)
+    assert blue[2] > blue[0] + 20
+
+
+def test_methods_without_a_sign_have_no_other_side(opened):
+    write("run", [[np.array([[1, -1], [1, -1]], np.float32), LEFT]])
+    browser = opened("run")
+    assert not browser.find_element("id", "side").is_displayed()
+    before = pictures(browser)
+    choose(browser, "side", "both")
+    assert pictures(browser) == before
+
+
+def test_another_class_that_was_asked_for_is_said(opened):
+    write("run", [[LEFT, RIGHT]], settings={"layers": {"gradcam": "a"}, "question": "target predicted"}, right=[[0, 1]])
+    text_of_cards = text(opened("run"), "#cards")
+    assert "for " not in text_of_cards  # the predicted one was asked for
+    photos = np.full((2, 8, 8), 99, np.uint8)
+    writer = Writer(Path("other"), about(name="other", ids=[3, 5], labels=[0, 1], class_names=["a", "b"]), photos, {})
+    rows = sample_rows(np.zeros(2), np.full((2, 2), 0.5), np.array([0, 1]), np.ones(2), np.zeros(2), np.array([1, 1]))
+    writer.write(0, 1, {"gradcam": np.stack([LEFT, RIGHT])}, rows, {})
+    assert text(opened("other"), "#cards").count("for b; a") == 1

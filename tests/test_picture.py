@@ -15,7 +15,7 @@ from lightning_gradcam.picture.display import found_class_names, found_normaliza
 from lightning_gradcam.picture.draw import outline_boxes
 from lightning_gradcam.picture.encode import jpeg
 from lightning_gradcam.picture.grid import Caption, captions, grid
-from lightning_gradcam.picture.overlay import COLORMAPS, colors, overlay
+from lightning_gradcam.picture.overlay import AGAINST, COLORMAPS, colors, overlay, relief
 from lightning_gradcam.picture.text import fit, load_font, missing_letters
 from lightning_gradcam.targets import predict
 
@@ -50,6 +50,46 @@ def test_each_map_by_its_own_maximum():
     maps = torch.rand(1, 3, 3)
     pictures = overlay(torch.rand(1, 9, 9).expand(2, 9, 9), torch.cat([maps, 1000 * maps]), (9, 9), "turbo")
     assert (pictures[0].int() - pictures[1].int()).abs().max() <= 1
+
+
+def test_counterfactual_evidence_has_a_colour_of_its_own_on_the_same_scale():
+    maps = torch.tensor([[[4.0, -2.0]], [[1.0, -2.0]]]).repeat_interleave(2, 1)
+    photos = torch.full((2, 4, 8), 0.4)
+    pictures = overlay(photos, maps, (4, 8), "turbo", None, counterfactual=True)
+    full = (255 * (0.25 * 0.4 + 0.75 * colors(torch.tensor(1.0), "turbo"))).round()
+    assert pictures[0, 0, 0].tolist() == full.tolist()  # 4 of 4
+    against = torch.tensor(AGAINST["turbo"])
+    for picture, share in zip(pictures, (0.5, 1), strict=True):  # 2 of 4, and 2 of 2
+        opacity = 0.75 * share
+        expected = ((1 - opacity) * 255 * 0.4 + opacity * against).round()
+        assert picture[0, -1].tolist() == pytest.approx(expected.tolist(), abs=1)
+    plain = overlay(photos, maps, (4, 8), "turbo")
+    assert plain[0, 0, -1].tolist() == [102, 102, 102]  # what is against is not drawn
+    assert pictures[1, 0, 0].tolist() != plain[1, 0, 0].tolist()  # half of the common scale, not its own maximum
+
+
+@pytest.mark.parametrize("name", COLORMAPS)
+def test_the_colour_of_evidence_against_is_not_in_the_map(name):
+    table = 255 * colors(torch.linspace(0, 1, 256), name)
+    assert (table - torch.tensor(AGAINST[name])).norm(dim=1).min() > 80
+
+
+def test_relief_by_hand():
+    gradients = torch.zeros(3, 3, 2, 2)
+    gradients[0, 0, 0, 0], gradients[0, 2, 1, 1] = 2, -1
+    gradients[1] = torch.nan
+    pictures = relief(gradients, (2, 2))
+    assert pictures[0, 0, 0].tolist() == [255, 128, 128]  # 127.5 rounds to even
+    assert pictures[0, 1, 1].tolist() == [128, 128, 64]
+    assert (pictures[1:] == 128).all()
+    two = torch.tensor([[[[3.0]], [[-1.0]]]])  # other numbers of channels: their mean, in grey
+    assert relief(two, (1, 1)).tolist() == [[[[255, 255, 255]]]]
+
+
+def test_one_outlier_does_not_darken_a_relief():
+    gradients = torch.ones(1, 1, 20, 20)
+    gradients[0, 0, 0, 0] = 1000
+    assert relief(gradients, (20, 20))[0, 5, 5].tolist() == [255] * 3
 
 
 def test_evidence_lies_where_the_map_has_it():

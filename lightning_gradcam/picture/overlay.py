@@ -19,6 +19,8 @@ COLORMAPS = {
     "55c63e4dd14644db4f3be35932eb6528f1711ef67f14f98d0afb9c06fcab0ffbba1ff9ca32f5d949f2e865f3f586fcffa4",
 }
 _CONTOUR = {"inferno"}
+# Of evidence against the target, beside each map: a colour that it does not have.
+AGAINST = {"turbo": (255, 92, 233), "inferno": (86, 204, 255)}
 
 
 def colors(values: Tensor, colormap: str) -> Tensor:
@@ -35,7 +37,12 @@ def strongest(maps: Tensor) -> Tensor:
 
 
 def overlay(
-    photos: Tensor, maps: Tensor, size: tuple[int, int], colormap: str, maximum: Tensor | None = None
+    photos: Tensor,
+    maps: Tensor,
+    size: tuple[int, int],
+    colormap: str,
+    maximum: Tensor | None = None,
+    counterfactual: bool = False,
 ) -> Tensor:
     """Draw maps over photos.
 
@@ -44,29 +51,59 @@ def overlay(
 
     Args:
         photos: Grey, ``(n, H, W)`` in [0, 1].
-        maps: Signed maps ``(n, h, w)``; what is not positive is not drawn.
+        maps: Signed maps ``(n, h, w)``.
         size: Height and width of the result in pixels.
         colormap: A key of :data:`COLORMAPS`.
         maximum: ``(n,)``, the value of each map that is drawn strongest; ``None``: its own largest one.
+        counterfactual: Whether to draw what is negative as well, in a colour of its own on the same scale; each map's
+            own largest value is then that of either side.
 
     Returns:
         Pictures ``(n, height, width, 3)``, uint8.
     """
     grey = F.interpolate(photos[:, None], size, mode="bilinear", antialias=True)[:, 0]
-    own = strongest(maps)
+    own = torch.maximum(strongest(maps), strongest(-maps)) if counterfactual else strongest(maps)
     drawn = (own > 0) & own.isfinite()
-    values = maps.relu() / (own if maximum is None else maximum)[:, None, None]
-    values = torch.where(drawn[:, None, None], values, 0).clamp_max(1)
-    values = F.interpolate(values[:, None], size, mode="bilinear")[:, 0]
+    unit = (own if maximum is None else maximum)[:, None, None]
+
+    def levels(side: Tensor) -> Tensor:
+        shares = torch.where(drawn[:, None, None], side.relu() / unit, 0).clamp_max(1)
+        return F.interpolate(shares[:, None], size, mode="bilinear")[:, 0]
+
+    values = levels(maps)
     level = (values * 255).round().int().flatten()
     clear, paint = _blend(colormap)
     picture = torch.addcmul(paint.index_select(0, level), grey.reshape(-1, 1), clear.index_select(0, level)[:, None])
-    picture = picture.round_().to(torch.uint8).reshape(*values.shape, 3)
+    picture = picture.reshape(*values.shape, 3)
+    if counterfactual:
+        picture = picture.lerp(torch.tensor(AGAINST[colormap]).float(), _OPACITY * levels(-maps)[..., None])
+    picture = picture.round_().to(torch.uint8)
     if colormap in _CONTOUR:
         inside = (values >= 0.5).float()[:, None]
         edge = inside - (1 - F.max_pool2d(1 - inside, 3, 1, 1))  # the outermost ring of the inside
         picture[edge[:, 0] > 0] = 255
     return picture
+
+
+def relief(gradients: Tensor, size: tuple[int, int]) -> Tensor:
+    """Draw gradients: grey where there is none, darker and lighter, or in colour, to either side.
+
+    Args:
+        gradients: ``(n, c, H, W)``; three channels are drawn as red, green and blue, others as their mean.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        Pictures ``(n, height, width, 3)``, uint8. In each of them all but the strongest half percent of the values lie
+        within the range of colours; one that is not finite is grey.
+    """
+    values = gradients if gradients.shape[1] == 3 else gradients.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    values = torch.where(values.isfinite().flatten(1).all(1)[:, None, None, None], values, 0)
+    sizes = values.abs().flatten(1)
+    most = sizes.kthvalue(max(1, round(0.995 * sizes.shape[1])), 1).values
+    most = torch.where(most > 0, most, sizes.amax(1).clamp_min(torch.finfo(most.dtype).tiny))
+    shares = (values / most[:, None, None, None]).clamp(-1, 1)
+    shares = F.interpolate(shares, size, mode="bilinear", antialias=True)
+    return (127.5 * (1 + shares)).round().to(torch.uint8).movedim(1, 3)
 
 
 @cache
