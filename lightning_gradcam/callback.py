@@ -13,7 +13,7 @@ from itertools import takewhile
 from numbers import Integral
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -47,11 +47,12 @@ from lightning_gradcam.batch import (
 )
 from lightning_gradcam.compare import unlike
 from lightning_gradcam.functional import Observation, observe
+from lightning_gradcam.guided import guide, guided_gradients
 from lightning_gradcam.history import ROWS, Beside, Drift, History, Moment, Reading
 from lightning_gradcam.isolation import usual_defaults
 from lightning_gradcam.layers import check_layers, find_layer, locate
 from lightning_gradcam.layout import Grid, Layout, as_layout
-from lightning_gradcam.methods import ADDITIVE, Method, as_method
+from lightning_gradcam.methods import ADDITIVE, METHODS, SIGNED, Method, as_method
 from lightning_gradcam.metrics.evidence import complaint
 from lightning_gradcam.metrics.localization import region_masks
 from lightning_gradcam.picture.display import Display, found_class_names, found_normalization, photos
@@ -62,7 +63,9 @@ from lightning_gradcam.record import Record, Writer, is_record, sample_rows
 from lightning_gradcam.sinks import Sink, alert, find_sinks, leaves_nothing, run_folder, write_card, write_samples
 from lightning_gradcam.targets import Target, as_target
 
+_T = TypeVar("_T")
 _Log = Callable[[Trainer, LightningModule, dict[str, float], int], None]
+_GUIDED_EVERY = 10  # observations
 _ENOUGH = 3  # failures in a row after which the callback is switched off
 _LAYOUT = 1  # of the state in a checkpoint; raise it with every change of what `state_dict` gives
 
@@ -123,6 +126,9 @@ class GradCAMCallback(Callback):
     key                       meaning, unit, range                                                        over samples
     ========================= =========================================================================== ============
     ``grid``                  a picture: every sample's map over its photo, with its prediction
+    ``guided_backprop``       pictures, where ``guided`` asks for them: which pixels speak for the score, by the
+    ``guided_gradcam``        guided gradient, and by its product with the map
+    ``guided_seconds``        what they took, where they were drawn after the last observation
     ``filmstrip``             a picture: the run so far, a row a sample, always with the first and the last
                               observation
     ``drift``                 how far maps moved since the observation before; 0 still, 1 moved wholly    median
@@ -176,6 +182,10 @@ class GradCAMCallback(Callback):
             in cells, the tokens before them being a prefix; or a function ``output -> (n, c, h, w)``.
         drift: What drift is measured against, and when to warn of it.
         display: How pictures look.
+        guided: Draw Guided Backpropagation and Guided Grad-CAM as well, for networks with ReLUs: at the first, every
+            tenth and the last observation; a number takes the place of the ten. Each time costs a forward that keeps
+            its graph and a backward pass down to the images, some three forwards in all, and the memory of training
+            on as many samples.
         record: Whether to keep maps and numbers on disk, for :class:`Record` and the command ``lightning-gradcam``:
             in ``<prefix>/`` in the run's folder, or in the folder that is named. About 5 KB an observation.
         prefix: What every key starts with.
@@ -202,6 +212,7 @@ class GradCAMCallback(Callback):
         grid: Grid | Layout | None = None,
         drift: Drift = Drift(),  # noqa: B008  # frozen
         display: Display = Display(),  # noqa: B008  # frozen
+        guided: bool | int = False,
         record: bool | str | Path = True,
         prefix: str = "gradcam",
         on_error: Literal["warn", "raise"] = "warn",
@@ -222,20 +233,29 @@ class GradCAMCallback(Callback):
                 f"`Drift(reference={drift.reference})` names an epoch that `every_n_epochs={every_n_epochs}` leaves "
                 f"out; one nearby is {nearest}"
             )
+        if not isinstance(guided, int) or guided < 0:
+            raise ValueError(f"`guided` must be True, False or a number of observations, got {guided!r}")
         if not isinstance(record, (bool, str, Path)):
             raise TypeError(f"`record` must be True, False or a folder, got {type(record).__name__}")
         if not isinstance(display, Display):
             raise TypeError(f"`display` must be a `Display`, got {type(display).__name__}")
+        compute = as_method(method)
+        if display.counterfactual and compute in set(METHODS.values()) - set(SIGNED):
+            raise ValueError(
+                f"`Display(counterfactual=True)` shows the negative side of maps, and `method` {method!r} has none; "
+                f"take one of {sorted(name for name, one in METHODS.items() if one in SIGNED)}"
+            )
         self.target_layer = check_layers(target_layer, grid)
         self.grid = None if grid is None else as_layout(grid)
         self.samples = as_samples(samples)
         self.target = as_target(target)
-        self.method = as_method(method)
+        self.method = compute
         self.every_n_epochs = every_n_epochs
         self.batch_fn = batch_fn
         self.forward_fn = forward_fn
         self.drift = drift
         self.display = display
+        self.guided = _GUIDED_EVERY if guided is True else int(guided)
         self.record = record
         self.prefix = prefix
         self.on_error = on_error
@@ -255,6 +275,8 @@ class GradCAMCallback(Callback):
         self._failures_in_a_row = 0
         self._at_once: int | None = None  # how many samples the memory has room for; None: all
         self._proven = False  # a whole observation has succeeded: from now on a failure must not end the run
+        self._guided_step: int | None = None  # the optimizer step of the last observation with guided pictures
+        self._seen: tuple[_Probe, Observation, int, str] | None = None  # the last observation, for `guided`
         self._seen_epoch: int | None = None  # the last epoch whose validation was observed
         self._seen_step: int | None = None  # the optimizer step of the last observation
         self._fitted_by: int | None = None  # the trainer whose samples and folder these are
@@ -263,7 +285,7 @@ class GradCAMCallback(Callback):
         return History(self.prefix, self.drift, self.method in ADDITIVE)
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_probe": None, "_sinks": None, "_writer": None}
+        return vars(self) | {"_probe": None, "_sinks": None, "_writer": None, "_seen": None}
 
     @property
     def state_key(self) -> str:
@@ -345,6 +367,8 @@ class GradCAMCallback(Callback):
         """Look where another callback ended the run after this one had its turn."""
         if self._seen_step != trainer.global_step:
             self._look_behind_an_epoch(trainer, pl_module, _log_directly, trainer.current_epoch - 1)
+        elif self.guided and self._guided_step != trainer.global_step and self._seen is not None:
+            self._look_guided(trainer, pl_module, *self._seen)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._look(trainer, pl_module, logged_step(trainer), _log)
@@ -395,7 +419,8 @@ class GradCAMCallback(Callback):
         if moment is not None:
             self._seen_step = trainer.global_step
         try:
-            probe, observation, shifted = self._observe(trainer, pl_module)
+            guided = bool(self.guided) and self._guided_due(trainer, moment)
+            probe, observation, shifted, gradients = self._observe(trainer, pl_module, guided)
             maps = probe.maps(observation)
             with usual_defaults():
                 said, asked = observation.prediction, observation.classes
@@ -414,12 +439,18 @@ class GradCAMCallback(Callback):
             if trainer.is_global_zero:
                 with usual_defaults():
                     self._show(probe, observation, reading, trainer, step, moment)
+                    if gradients is not None:
+                        when = _when(trainer, step, moment)
+                        self._show_guided(probe, observation, gradients, trainer, step, when)
         except Exception as error:
             if not self._proven or self.on_error == "raise":
                 raise
             _warn(trainer, "the picture of the observation", error)
         self._proven = True
         self._failures_in_a_row = 0
+        if self.guided and moment is not None and step is not None:
+            self._seen = probe, observation, step, _when(trainer, step, moment)
+            self._guided_step = trainer.global_step if guided else self._guided_step
         if log is not None and step is not None:
             seconds = {f"{self.prefix}/seconds": perf_counter() - started}
             log(trainer, pl_module, reading.numbers | seconds, step)
@@ -437,13 +468,36 @@ class GradCAMCallback(Callback):
                 'this run. `on_error="raise"` shows where they fail.'
             )
 
-    def _observe(self, trainer: Trainer, pl_module: LightningModule) -> tuple[_Probe, Observation, dict[str, Tensor]]:
-        """What the first process sees, and the maps of shifted images for the noise floor.
+    def _guided_due(self, trainer: Trainer, moment: Moment | None) -> bool:
+        """Whether guided pictures are drawn now: the first time, every so many observations, and at the end."""
+        if moment is None:
+            return not self._proven
+        return self._history.count % self.guided == 0 or (moment.epoch >= 0 and _stopping(trainer))
 
-        Every process captures, and all agree before they exchange anything.
-        """
-        error = seen = None
+    def _look_guided(
+        self, trainer: Trainer, pl_module: LightningModule, probe: _Probe, seen: Observation, step: int, when: str
+    ) -> None:
+        """Draw the guided pictures of a last observation that nobody knew to be the last."""
+        started = perf_counter()
         try:
+            batch = probe.batch.apply(lambda tensor: tensor.to(pl_module.device))
+            gradients = self._agreed(trainer, lambda: self._gradients(trainer, pl_module, batch))
+            if trainer.is_global_zero:
+                with usual_defaults():
+                    self._show_guided(probe, seen, gradients, trainer, step, when)
+        except Exception as error:
+            if self.on_error == "raise" or sharded(trainer):
+                raise
+            _warn(trainer, "the guided picture", error)
+            return
+        _log_directly(trainer, pl_module, {f"{self.prefix}/guided_seconds": perf_counter() - started}, step)
+
+    def _observe(
+        self, trainer: Trainer, pl_module: LightningModule, guided: bool
+    ) -> tuple[_Probe, Observation, dict[str, Tensor], Tensor | None]:
+        """What is seen: maps, those of shifted images for the noise floor, and guided gradients."""
+
+        def see() -> tuple[Observation, dict[str, Tensor], Tensor | None]:
             probe = self._probe = self._probe or self._prepare(trainer, pl_module)
             batch = probe.batch.apply(lambda tensor: tensor.to(pl_module.device))
             observation = self._capture(trainer, pl_module, probe, batch)
@@ -452,7 +506,25 @@ class GradCAMCallback(Callback):
             shifted = {}
             if self.drift.noise_floor:
                 shifted = probe.maps(self._capture(trainer, pl_module, probe, shift(batch)))
-            seen = probe, observation, shifted
+            gradients = None
+            if guided:
+                try:
+                    gradients = self._gradients(trainer, pl_module, batch)
+                except Exception as error:
+                    if not self._proven or self.on_error == "raise" or sharded(trainer):
+                        raise
+                    _warn(trainer, "the guided picture", error)
+            return observation, shifted, gradients
+
+        seen = self._agreed(trainer, see)
+        assert self._probe is not None
+        return self._probe, *seen
+
+    def _agreed(self, trainer: Trainer, see: Callable[[], _T]) -> _T:
+        """What the first process sees. Every process looks, and all agree before they exchange anything."""
+        error = seen = None
+        try:
+            seen = see()
         except Exception as failure:  # raised again below, once the other processes know
             if sharded(trainer):
                 raise  # the others wait within the forward, for as long as this process lives
@@ -462,17 +534,29 @@ class GradCAMCallback(Callback):
                 raise error or _ElsewhereError("the capture failed on another process")
         finally:
             del error  # whose traceback holds this frame: in a circle they would keep all that the forward held
-        probe, observation, shifted = seen
-        return probe, *trainer.strategy.broadcast((observation, shifted))
+        return trainer.strategy.broadcast(seen)
 
     def _capture(self, trainer: Trainer, pl_module: LightningModule, probe: _Probe, batch: Batch) -> Observation:
-        """Observe a batch; where memory runs short in smaller chunks, whose size is kept for the rest of the run."""
+        def look(at_once: int | None) -> Observation:
+            return observe(pl_module, batch, probe.layouts, forward, self.target, self.method, at_once)
+
         forward = partial(self._forward, trainer, pl_module)
+        return self._within_memory(trainer, len(batch.images), look)
+
+    def _gradients(self, trainer: Trainer, pl_module: LightningModule, batch: Batch) -> Tensor:
+        def look(at_once: int | None) -> Tensor:
+            return guided_gradients(pl_module, batch, forward, self.target, at_once)
+
+        forward = partial(self._forward, trainer, pl_module)
+        return self._within_memory(trainer, len(batch.images), look)
+
+    def _within_memory(self, trainer: Trainer, samples: int, look: Callable[[int | None], _T]) -> _T:
+        """Look; where memory runs short in smaller chunks, whose size is kept for the rest of the run."""
         while True:
             try:
-                return observe(pl_module, batch, probe.layouts, forward, self.target, self.method, self._at_once)
+                return look(self._at_once)
             except Exception as error:
-                at_once = self._at_once or len(batch.images)
+                at_once = self._at_once or samples
                 if not is_oom_error(error) or at_once == 1 or sharded(trainer):
                     raise
                 self._at_once = at_once // 2
@@ -640,8 +724,7 @@ class GradCAMCallback(Callback):
                 self._writer = self._open_record(trainer, probe, folder)
         if self._writer and moment is not None:
             self._keep(self._writer, trainer, probe, observation, reading, moment)
-        epoch = trainer.current_epoch if moment is None else moment.epoch
-        when = f"epoch {epoch} · step {step}" if trainer.global_step else "before training"
+        when = _when(trainer, step, moment)
         for prefix, maps in probe.maps(observation).items():
             drift = reading.drift[prefix]
             said, asked = observation.prediction, observation.classes
@@ -654,7 +737,8 @@ class GradCAMCallback(Callback):
                     self._hand_out(trainer, f"{prefix}/{key}", picture, step)
                 self._tell(probe, prefix, maps, reading, trainer)
                 if self.display.per_sample:
-                    images = tiles(probe.photos, maps, under, self.display.tile, self.display.colormap)
+                    look = self.display.tile, self.display.colormap, self.display.counterfactual
+                    images = tiles(probe.photos, maps, under, *look)
                     for logger in trainer.loggers:
                         write_samples(logger, f"{prefix}/samples", *images)
         if moment is not None and moment.epoch < 0:
@@ -680,6 +764,7 @@ class GradCAMCallback(Callback):
             },
             **_samples_of(batch, probe.fingerprint),
             "class_names": None if probe.class_names is None else list(probe.class_names),
+            "signed": self.method in SIGNED,
         }
         regions = {name: _array(region) for name, region in batch.regions.items()}
         grey = (probe.photos * 255).round().byte().numpy()
@@ -731,12 +816,46 @@ class GradCAMCallback(Callback):
             maps,
             under,
             probe.rows.regions,
-            f"{self._key(probe, prefix, maps)} · {when}",
+            f"{'against, for: ' * self.display.counterfactual}{self._key(probe, prefix, maps)} · {when}",
             columns=k if k > 1 else None,
             peak=track.peak if track else None,
             tile=self.display.tile,
+            counterfactual=self.display.counterfactual,
             **self._look_of_pictures(),
         )
+
+    def _show_guided(
+        self, probe: _Probe, observation: Observation, gradients: Tensor, trainer: Trainer, step: int | None, when: str
+    ) -> None:
+        """Draw the guided gradients, and their product with each layer's maps; without ``step`` only draw."""
+        by_prefix = probe.maps(observation)
+        drawn = {
+            f"{self.prefix}/guided_backprop": (gradients, next(iter(by_prefix.values())), "Guided Backpropagation")
+        }
+        for prefix, maps in by_prefix.items():
+            drawn[f"{prefix}/guided_gradcam"] = (
+                guide(maps, gradients),
+                maps,
+                f"Guided Grad-CAM · {probe.layers[prefix]}",
+            )
+        for key, (values, maps, what) in drawn.items():
+            said, asked, k = observation.prediction, observation.classes, observation.k
+            under = captions(probe.rows, maps, said, probe.class_names, None, asked, k)
+            if values is gradients:  # which are there also where a map is empty
+                under = [replace(caption, note="") for caption in under]
+            picture = grid(
+                probe.photos,
+                maps,
+                under,
+                probe.rows.regions,
+                f"{what} · {self._question} · {when}",
+                columns=k if k > 1 else None,
+                tile=self.display.tile,
+                font=self.display.font,
+                gradients=values,
+            )
+            if step is not None:
+                self._hand_out(trainer, key, picture, step)
 
     def _filmstrip(self, probe: _Probe, prefix: str, maps: Tensor, under: Sequence[Caption], moved: Tensor) -> Image:
         track, beside = self._history.tracks[prefix], self._history.beside
@@ -806,6 +925,12 @@ class GradCAMCallback(Callback):
                 sink(key, picture, step)
             except Exception as error:  # the other loggers shall have it
                 _warn(trainer, "a picture", error)
+
+
+def _when(trainer: Trainer, step: int | None, moment: Moment | None) -> str:
+    """When an observation is made, as its pictures say it."""
+    epoch = trainer.current_epoch if moment is None else moment.epoch
+    return f"epoch {epoch} · step {step}" if trainer.global_step else "before training"
 
 
 def _array(tensor: Tensor) -> np.ndarray:

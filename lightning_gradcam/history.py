@@ -329,6 +329,11 @@ class History:
         self.beside: Beside | None = None
         self.monitored: dict[str, float] = {}
 
+    @property
+    def count(self) -> int:
+        """The number of observations so far."""
+        return max((track.count for track in self.tracks.values()), default=0)
+
     def read(
         self,
         maps: Mapping[str, Tensor],

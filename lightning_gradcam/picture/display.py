@@ -26,6 +26,9 @@ class Display:
         colormap: ``"turbo"``, or ``"inferno"`` with a contour at half of the maximum, which reads without colours.
         scale: ``"sample"``: each map by its own maximum, and at the tile's edge a gauge of that against the sample's
             largest value in the run; ``"run"``: each map by that largest value.
+        counterfactual: Draw in the grid where the evidence against the target lies as well, in a second colour: what
+            would have to go for the target to be surer (arXiv 1610.02391, section on counterfactual explanations). For
+            the methods with a sign. Both colours are then on one scale, up to the larger of both sides.
         tile: Longer side of a sample's tile in pixels, at least 32.
         per_sample: Give W&B each sample as an image of its own as well, with a caption; at most 108 of them.
         font: A TrueType file, for class names in scripts that the font of this package does not cover.
@@ -39,6 +42,7 @@ class Display:
     class_names: Sequence[str] | None = None
     colormap: str = "turbo"
     scale: str = "sample"
+    counterfactual: bool = False
     tile: int = 160
     per_sample: bool = False
     font: str | Path | None = None

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from PIL.ImageFont import FreeTypeFont
 from torch import Tensor
 
-from lightning_gradcam.picture.overlay import colors
+from lightning_gradcam.picture.overlay import AGAINST, colors
 from lightning_gradcam.picture.text import fit
 
 GUTTER = 4
@@ -80,10 +80,25 @@ def note_on(signed: Tensor) -> str:
     return "map constant" if signed.numel() > 1 and (signed == signed.flatten()[0]).all() else ""
 
 
-def draw_foot(canvas: Image.Image, draw: ImageDraw.ImageDraw, letters: FreeTypeFont, key: str, colormap: str) -> None:
-    """A colour bar from no evidence to the maximum, and the key."""
+def draw_foot(
+    canvas: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    letters: FreeTypeFont,
+    key: str,
+    colormap: str | None,
+    counterfactual: bool = False,
+) -> None:
+    """A colour bar from no evidence to the maximum, before it one of the evidence against, and the key."""
     middle = canvas.height - LINE // 2 - 1
-    bar = (colors(torch.linspace(0, 1, 48), colormap) * 255).round().to(torch.uint8)
-    canvas.paste(Image.fromarray(bar.expand(9, -1, -1).numpy()), (GUTTER, middle - 4))
-    text = fit(key, letters, canvas.width - 48 - 4 * GUTTER)
-    draw.text((GUTTER + 48 + 2 * GUTTER, middle), text, INK, letters, "lm")
+    bar = (
+        torch.linspace(0, 1, 48)[:, None].expand(-1, 3)
+        if colormap is None
+        else colors(torch.linspace(0, 1, 48), colormap)
+    )
+    if counterfactual and colormap is not None:
+        against = torch.tensor(AGAINST[colormap]) / 255
+        bar = torch.cat([torch.lerp(torch.ones(3), against, torch.linspace(1, 0, 24)[:, None]), bar])
+    pixels = (bar * 255).round().to(torch.uint8).expand(9, -1, -1)
+    canvas.paste(Image.fromarray(pixels.numpy()), (GUTTER, middle - 4))
+    text = fit(key, letters, canvas.width - len(bar) - 4 * GUTTER)
+    draw.text((GUTTER + len(bar) + 2 * GUTTER, middle), text, INK, letters, "lm")

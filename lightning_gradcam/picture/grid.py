@@ -26,7 +26,7 @@ from lightning_gradcam.picture.draw import (
     note_on,
     tile_size,
 )
-from lightning_gradcam.picture.overlay import overlay, strongest
+from lightning_gradcam.picture.overlay import overlay, relief, strongest
 from lightning_gradcam.picture.text import fit, load_font, printable
 from lightning_gradcam.targets import Prediction
 
@@ -120,8 +120,10 @@ def grid(
     tile: int = 160,
     colormap: str = "turbo",
     font: str | Path | None = None,
+    counterfactual: bool = False,
+    gradients: Tensor | None = None,
 ) -> Image.Image:
-    """Draw every sample's map over its photo, with a caption under each.
+    """Draw every sample's map over its photo, or its gradient, with a caption under each.
 
     Args:
         photos: Grey, ``(n, H, W)`` in [0, 1].
@@ -136,6 +138,8 @@ def grid(
         tile: Longer side of a tile in pixels.
         colormap: A key of :data:`~lightning_gradcam.picture.overlay.COLORMAPS`.
         font: A TrueType file; ``None`` for the package's own.
+        counterfactual: See :func:`~lightning_gradcam.picture.overlay.overlay`.
+        gradients: ``(n, c, H, W)``, drawn in place of the maps; ``None``: the maps.
     """
     n = len(photos)
     tile_height, tile_width = tile_size(photos, tile)
@@ -157,7 +161,11 @@ def grid(
     peak = own if peak is None else torch.maximum(peak, own)
     shares = (own / peak).nan_to_num(0)
     by = peak if scale == "run" else None
-    pictures = overlay(photos, maps, (tile_height, tile_width), colormap, by).numpy()
+    size = tile_height, tile_width
+    if gradients is None:
+        pictures = overlay(photos, maps, size, colormap, by, counterfactual).numpy()
+    else:
+        pictures = relief(gradients, size).numpy()
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         left, top = GUTTER + i % columns * across, GUTTER + i // columns * down
         corner = left + (cell_width - tile_width) // 2, top
@@ -166,18 +174,18 @@ def grid(
             draw_box(draw, box[i].tolist(), corner)
         if caption.note:
             draw_note(draw, letters, caption.note, corner, (tile_width, tile_height))
-        elif scale == "sample":
+        elif scale == "sample" and gradients is None:
             draw_gauge(draw, float(shares[i]), corner, (tile_width, tile_height))
         _draw_strip(draw, letters, caption, (left, top + tile_height), cell_width)
-    draw_foot(canvas, draw, letters, key, colormap)
+    draw_foot(canvas, draw, letters, key, None if gradients is not None else colormap, counterfactual)
     return canvas
 
 
 def tiles(
-    photos: Tensor, maps: Tensor, captions: Sequence[Caption], tile: int, colormap: str
+    photos: Tensor, maps: Tensor, captions: Sequence[Caption], tile: int, colormap: str, counterfactual: bool = False
 ) -> tuple[list[Image.Image], list[str]]:
     """Each sample's map over its photo as a picture of its own, and its caption in one line."""
-    pictures = overlay(photos, maps, tile_size(photos, tile), colormap).numpy()
+    pictures = overlay(photos, maps, tile_size(photos, tile), colormap, None, counterfactual).numpy()
     lines = [" · ".join(filter(None, map(" ".join, (caption.sample, caption.prediction)))) for caption in captions]
     return [Image.fromarray(picture) for picture in pictures], [printable(line)[:200] for line in lines]
 
