@@ -6,7 +6,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -55,13 +55,15 @@ from lightning_gradcam.layout import Grid, Layout, as_layout
 from lightning_gradcam.methods import ADDITIVE, METHODS, SIGNED, Method, as_method
 from lightning_gradcam.metrics.evidence import complaint
 from lightning_gradcam.metrics.localization import region_masks
+from lightning_gradcam.metrics.protocols import localization_numbers
 from lightning_gradcam.picture.display import Display, found_class_names, found_normalization, photos
+from lightning_gradcam.picture.draw import outline_boxes
 from lightning_gradcam.picture.filmstrip import filmstrip
 from lightning_gradcam.picture.grid import Caption, captions, grid, tiles
 from lightning_gradcam.picture.text import load_font, missing_letters, printable
 from lightning_gradcam.record import Record, Writer, is_record, sample_rows
 from lightning_gradcam.sinks import Sink, alert, find_sinks, leaves_nothing, run_folder, write_card, write_samples
-from lightning_gradcam.targets import Target, as_target
+from lightning_gradcam.targets import Target, TopTarget, as_target, predicted
 
 _T = TypeVar("_T")
 _Log = Callable[[Trainer, LightningModule, dict[str, float], int], None]
@@ -126,11 +128,10 @@ class GradCAMCallback(Callback):
     key                       meaning, unit, range                                                        over samples
     ========================= =========================================================================== ============
     ``grid``                  a picture: every sample's map over its photo, with its prediction
-    ``guided_backprop``       pictures, where ``guided`` asks for them: which pixels speak for the score, by the
-    ``guided_gradcam``        guided gradient, and by its product with the map
-    ``guided_seconds``        what they took, where they were drawn after the last observation
     ``filmstrip``             a picture: the run so far, a row a sample, always with the first and the last
                               observation
+    ``guided_backprop``       pictures, see ``guided``: which pixels speak for the score, by the guided gradient
+    ``guided_gradcam``        pictures: that, times the map
     ``drift``                 how far maps moved since the observation before; 0 still, 1 moved wholly    median
     ``drift_from_reference``  the same from the reference, see :class:`Drift`                             median
     ``difference_from_<run>`` one less the agreement with the last maps of ``Drift(reference_run=...)``   median
@@ -145,7 +146,15 @@ class GradCAMCallback(Callback):
     ``mass_<region>``         share of a map's evidence inside a region; 0 to 1                           mean
     ``lift_<region>``         that, in shares of a uniform map; 1 is no preference                        mean
     ``prediction_flips``      share of samples whose prediction changed since the observation before      mean
+    ``localization_error_…``  see ``localization``: share of samples whose object the box of the map misses:    mean
+                              ``_top1``, and of the top ``k``, for ``target="predicted"`` and
+                              :class:`TopTarget`, where the class must be right too; else ``_known``
+    ``classification_error_`` beside these, ``top1`` and so on: share of samples whose label is not among   mean
+                              the top classes
+    ``max_box_acc_v2``        share of samples whose object the map finds at the threshold that serves best mean
+    ``pxap``                  average precision of the maps' pixels against the region; 0 to 1
     ``seconds``               what the observation took on the calling thread
+    ``guided_seconds``        what the guided pictures took, where they follow the last observation
     ``failures``              how many observations of the run have failed so far; logged when one does
     ========================= =========================================================================== ============
 
@@ -186,6 +195,9 @@ class GradCAMCallback(Callback):
             tenth and the last observation; a number takes the place of the ten. Each time costs a forward that keeps
             its graph and a backward pass down to the images, some three forwards in all, and the memory of training
             on as many samples.
+        localization: The region that holds each sample's object: log how well the maps find it by the published
+            protocols of weakly supervised localization, see :mod:`lightning_gradcam.metrics.protocols`. It needs
+            scipy, and takes some 40 ms a sample of 224 pixels.
         record: Whether to keep maps and numbers on disk, for :class:`Record` and the command ``lightning-gradcam``:
             in ``<prefix>/`` in the run's folder, or in the folder that is named. About 5 KB an observation.
         prefix: What every key starts with.
@@ -213,6 +225,7 @@ class GradCAMCallback(Callback):
         drift: Drift = Drift(),  # noqa: B008  # frozen
         display: Display = Display(),  # noqa: B008  # frozen
         guided: bool | int = False,
+        localization: str | None = None,
         record: bool | str | Path = True,
         prefix: str = "gradcam",
         on_error: Literal["warn", "raise"] = "warn",
@@ -255,6 +268,7 @@ class GradCAMCallback(Callback):
         self.forward_fn = forward_fn
         self.drift = drift
         self.display = display
+        self.localization = localization
         self.guided = _GUIDED_EVERY if guided is True else int(guided)
         self.record = record
         self.prefix = prefix
@@ -425,6 +439,8 @@ class GradCAMCallback(Callback):
             with usual_defaults():
                 said, asked = observation.prediction, observation.classes
                 reading = self._history.read(maps, shifted, said, probe.regions, probe.rows.groups, asked)
+                if self.localization is not None:
+                    reading.numbers.update(self._localization(probe, maps, asked, observation.k))
                 if moment is not None:
                     self._history.add(reading, maps, said, moment, asked)
         except Exception as error:
@@ -454,6 +470,20 @@ class GradCAMCallback(Callback):
         if log is not None and step is not None:
             seconds = {f"{self.prefix}/seconds": perf_counter() - started}
             log(trainer, pl_module, reading.numbers | seconds, step)
+
+    def _localization(
+        self, probe: _Probe, maps: Mapping[str, Tensor], asked: Tensor | None, k: int
+    ) -> dict[str, float]:
+        """The numbers of the published protocols, by full key."""
+        name, labels = str(self.localization), probe.rows.labels
+        single = None if labels is None or labels.numel() > len(labels) else labels.flatten()
+        ranked = asked if self.target is predicted or isinstance(self.target, TopTarget) else None
+        truth = outline_boxes(probe.rows.regions[name]), probe.regions[name], single, ranked, k
+        return {
+            f"{prefix}/{key}": value
+            for prefix, one in maps.items()
+            for key, value in localization_numbers(one, *truth).items()
+        }
 
     def _left_out(self, trainer: Trainer, error: Exception) -> None:
         """Tell of an observation that failed; after three in a row there will be no more."""
@@ -576,6 +606,11 @@ class GradCAMCallback(Callback):
         batch, fingerprint = fixed_batch(trainer, pl_module, loader, self.samples, self.batch_fn)
         here = batch.apply(lambda tensor: tensor.to(pl_module.device))
         forward = partial(self._forward, trainer, pl_module)
+        if self.localization is not None and self.localization not in batch.regions:
+            raise ValueError(
+                f"`localization` names the region {self.localization!r}, the batch has {sorted(batch.regions)}; return "
+                "it from `batch_fn`"
+            )
         layouts, reason = locate(pl_module, self.target_layer, self.grid, here, forward, self.target)
         names = list(layouts)
         if reason:

@@ -243,7 +243,8 @@ def worst(key: str) -> float:
     """What a monitor gets for a key, without its prefix, before there is a value."""
     if key == "strength":
         return torch.finfo(torch.float32).min
-    return 0.0 if key.startswith(("mass_", "lift_")) or key in ("topk_iou", "concentration", "seconds") else 1.0
+    smallest = ("topk_iou", "concentration", "seconds", "max_box_acc_v2", "pxap")
+    return 0.0 if key.startswith(("mass_", "lift_")) or key in smallest else 1.0
 
 
 @dataclass(frozen=True)

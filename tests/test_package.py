@@ -24,7 +24,16 @@ def python(code, *args):
 
 
 def test_import_is_light():
-    heavy = ["tensorboard", "tensorboardX", "wandb", "matplotlib", "sklearn", "torch._dynamo", "torchvision.models"]
+    heavy = [
+        "tensorboard",
+        "tensorboardX",
+        "wandb",
+        "matplotlib",
+        "sklearn",
+        "scipy",
+        "torch._dynamo",
+        "torchvision.models",
+    ]
     code = f"""
 import pytorch_lightning, sys
 before = set(sys.modules)

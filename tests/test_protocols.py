@@ -11,7 +11,9 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
+from tiny import TinyModule, loader, trainer
 
+from lightning_gradcam import Batch, GradCAMCallback, TopTarget
 from lightning_gradcam.metrics.localization import box_masks
 from lightning_gradcam.metrics.protocols import (
     class_average,
@@ -591,3 +593,59 @@ def test_pxap_against_scikit_learn(seed, enlarge):
 def test_pxap_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"`masks` must have the shape \(n, H, W\), n = 1, got \(1, 4\)"):
         pxap(torch.rand(1, 2, 2), torch.ones(1, 4))
+
+
+# In a run
+
+
+def boxed(batch):
+    images, labels = batch
+    return Batch(images, labels, {"object": torch.tensor([[0, 0, 16, 8]] * len(images))})
+
+
+def half(activations, gradients):
+    """The upper half of every map."""
+    cells = torch.zeros(len(activations), *activations.shape[2:])
+    cells[:, : cells.shape[1] // 2] = 1
+    return cells
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("label", {"localization_error_known": 0}),
+        ("predicted", {"classification_error_top1": 2 / 3, "localization_error_top1": 2 / 3}),
+        (
+            TopTarget(2),
+            {
+                "classification_error_top1": 2 / 3,
+                "localization_error_top1": 2 / 3,
+                "classification_error_top2": 1 / 3,
+                "localization_error_top2": 1 / 3,
+            },
+        ),
+    ],
+)
+def test_a_run_logs_the_protocols(target, expected):
+    module = TinyModule()
+    with torch.no_grad():
+        module.net[8].weight.zero_()
+        module.net[8].bias.copy_(torch.tensor([3.0, 2, 1]))  # it says 0, then 1, to each of the labels 0, 1, 2
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.0)
+    callback = GradCAMCallback(
+        "net.4", samples=6, target=target, method=half, batch_fn=boxed, localization="object", record=False
+    )
+    run = trainer(callback, max_epochs=1)
+    run.fit(module, loader(), loader())
+    found = {key.removeprefix("gradcam/"): value.item() for key, value in run.callback_metrics.items()}
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value)
+    assert found["max_box_acc_v2"] == 1
+    assert found["pxap"] == pytest.approx(1, abs=0.02)
+    assert {key for key in found if "_error_" in key} == expected.keys()
+
+
+def test_a_region_that_is_not_there_is_refused_before_training():
+    callback = GradCAMCallback(batch_fn=boxed, localization="cat")
+    with pytest.raises(ValueError, match=r"`localization` names the region 'cat', the batch has \['object'\]"):
+        trainer(callback).fit(TinyModule(), loader(), loader())
