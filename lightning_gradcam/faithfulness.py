@@ -246,8 +246,9 @@ def randomization(
     Returns:
         ``(n,)`` for each module with parameters of its own, by its dotted name: the comparison of the map with the
         first one once this module and those before it in the dict are random. The module that is called last comes
-        first; one that holds others comes after them, the model itself, as ``""``, at the end. Modules that the
-        forward does not reach are left out. For Spearman in [-1, 1], 1 for an order that has not changed; NaN where
+        first; one that holds others comes after them, the model itself, as ``""``, at the end. A module that the
+        forward does not call is left out, but where it calls the one that holds it, which may use its weights.
+        For Spearman in [-1, 1], 1 for an order that has not changed; NaN where
         either map is constant or not finite.
 
     Raises:

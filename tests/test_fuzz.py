@@ -64,7 +64,7 @@ def cases(draw):
     target = draw(
         st.sampled_from(["label", "predicted", "predicted", 0, 0] * 3 + [2, 7, -1, "class", None, lambda *_: 3])
     )
-    return model, images, layer, target, draw(st.sampled_from([*METHODS, *METHODS, "cam"])), draw(labels(n))
+    return model, images, layer, target, draw(st.sampled_from([*METHODS, *METHODS, "camera"])), draw(labels(n))
 
 
 def check_a_map(case):

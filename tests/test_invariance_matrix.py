@@ -8,7 +8,7 @@ import torch
 from test_invariance import Traced, different, outcome
 from tiny import Augmented, tiny_net
 
-from lightning_gradcam import GradCAMCallback
+from lightning_gradcam import Batch, Display, GradCAMCallback, TopTarget
 
 WAYS = {
     "optimization": ("automatic", "manual"),
@@ -21,6 +21,19 @@ WAYS = {
     "stop": ("at an epoch", "in mid-epoch"),
     "averaging": ("none", "EMA", "SWA"),
     "persistent_workers": (False, True),
+    "looks": ("as usual", "with all options"),
+}
+LOOKS = {
+    "as usual": {},
+    "with all options": {
+        "target": TopTarget(2),
+        "guided": 1,
+        "display": Display(counterfactual=True),
+        "localization": "half",
+        "batch_fn": lambda batch: Batch(
+            *batch, {"half": torch.tensor([[0, 0, 16, 8]] * 5)}, groups=["one", "two", "one", "two", "one"]
+        ),
+    },
 }
 
 
@@ -113,7 +126,7 @@ def train(way, *callbacks):
 @pytest.mark.filterwarnings("ignore:.*swa")
 @pytest.mark.parametrize("way", list(covering()), ids=lambda way: "-".join(str(value) for value in way.values()))
 def test_bit_identical(way):
-    callback = GradCAMCallback(samples=5)
+    callback = GradCAMCallback(samples=5, **LOOKS[way["looks"]])
     assert different(train(way, callback), train(way)) == set()
     assert callback._proven
 

@@ -62,7 +62,7 @@ def read(batch):
 
 drift = Drift(reference_run="gradcam" if how == "beside" else None)
 module = modules.get(kind, TinyModule)()
-callback = GradCAMCallback(samples=5, target=target, batch_fn=read, drift=drift)
+callback = GradCAMCallback(samples=5, target=target, batch_fn=read, drift=drift, guided=2)
 callbacks = [save] if how == "without" else [save, callback]
 trainer = pl.Trainer(callbacks=callbacks, max_epochs=int(epochs), accelerator="cpu", devices=devices,
                      strategy=strategies[kind](), logger=False, enable_progress_bar=False, enable_model_summary=False,
@@ -118,6 +118,7 @@ def test_several_processes(kind, devices):
     assert {"gradcam/strength", "gradcam/drift", "gradcam/drift_from_reference"} <= set(first["numbers"])
     assert first["weights"] == without["weights"]
     assert len(list(Path("gradcam").glob("*grid*.jpg"))) == 4
+    assert len(list(Path("gradcam").glob("*guided_gradcam*.jpg"))) == 3  # of observations 0 to 3 the first, third, last
 
 
 @pytest.mark.slow
