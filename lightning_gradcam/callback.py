@@ -273,7 +273,8 @@ class GradCAMCallback(Callback):
         self.record = record
         self.prefix = prefix
         self.on_error = on_error
-        self._question = f"target {_name(target)} · {_name(method)}"
+        self._target_name = f"target {_name(target)}"
+        self._question = f"{self._target_name} · {_name(method)}"
         self._forget()
 
     def _forget(self) -> None:
@@ -883,7 +884,7 @@ class GradCAMCallback(Callback):
                 maps,
                 under,
                 probe.rows.regions,
-                f"{what} · {self._question} · {when}",
+                f"{what} · {self._target_name} · {when}",
                 columns=k if k > 1 else None,
                 tile=self.display.tile,
                 font=self.display.font,

@@ -269,7 +269,9 @@ def randomization(
         layouts, _ = locate(model, layer, layout, batch, run, ask)
 
         def look() -> Tensor:
-            (signed,) = observe(model, batch, layouts, run, ask, compute, at_once).maps.values()
+            seen = observe(model, batch, layouts, run, ask, compute, at_once)
+            _check_single(len(seen.shape) == 1)
+            (signed,) = seen.maps.values()
             return signed
 
         first, found = look(), {}
@@ -328,6 +330,11 @@ def _check_maps(maps: Tensor, batch: Batch) -> None:
         raise ValueError(f"`maps` must be a tensor ({n}, h, w), one map for each sample, got {got}")
 
 
+def _check_single(single: bool) -> None:
+    if not single:
+        raise ValueError("`target` must give one score a sample here, got several; ask for one class at a time")
+
+
 def _check_number(name: str, value: Any, least: int, most: int | None = None) -> None:
     if type(value) is not int or value < least or (most is not None and value > most):
         bounds = f"at least {least}" if most is None else f"from {least} to {most}"
@@ -343,7 +350,9 @@ def _answers(batch: Batch, ask: Target, run: Callable[[Batch], Any], at_once: in
     """The score of each sample, ``(n,)``, where the model computes."""
     n = len(batch.images)
     parts = (batch.part(slice(start, start + (at_once or n))) for start in range(0, n, at_once or n))
-    return torch.cat([score(ask, run(part), part) for part in parts])
+    scores = torch.cat([score(ask, run(part), part) for part in parts])
+    _check_single(scores.ndim == 1)
+    return scores
 
 
 def _predicted(batch: Batch, run: Callable[[Batch], Any], at_once: int | None) -> tuple[Batch, Target]:

@@ -12,7 +12,7 @@ from test_capture import Restless, mixed_model, untouched
 from tiny import tiny_net
 from torch import Tensor, nn
 
-from lightning_gradcam import Batch, gradcam
+from lightning_gradcam import Batch, TopTarget, gradcam
 from lightning_gradcam.faithfulness import (
     at_patches,
     deletion,
@@ -459,3 +459,15 @@ def test_refuses_numbers_in_words():
         randomization(model, batch, method="camera")
     with pytest.raises(ValueError, match=r"no logits .* pass a function"):
         deletion(nn.Conv2d(3, 4, 3), batch, maps)
+
+
+def test_several_scores_a_sample_are_refused():
+    model, batch = tiny_net().eval(), Batch(torch.rand(2, 3, 16, 16), torch.tensor([0, 1]))
+    maps = gradcam(model, batch.images, "4", 0)
+    for check in (
+        lambda: occlusion(model, batch, [0, 1]),
+        lambda: deletion(model, batch, maps, TopTarget(2)),
+        lambda: randomization(model, batch, "4", [0, 1]),
+    ):
+        with pytest.raises(ValueError, match="`target` must give one score a sample here, got several"):
+            check()

@@ -155,9 +155,21 @@ def second_logit(output, batch):
     [
         ("{class_path: test_package.ScaledLogit, init_args: {index: 1, factor: 2.0}}", 2),
         ("test_package.second_logit", 1),
+        ("[1]", 1),
     ],
 )
 def test_lightning_cli_takes_targets_by_their_path(monkeypatch, target, factor):
     configs = CONFIG, CONFIG.replace("target: 1", f"target: {target}")
     strength = [run_cli(config, monkeypatch).trainer.callback_metrics["gradcam/strength"].item() for config in configs]
     assert strength[1] == pytest.approx(factor * strength[0])
+
+
+def test_lightning_cli_takes_all_that_a_file_can_say(monkeypatch):
+    top = "{class_path: lightning_gradcam.TopTarget, init_args: {k: 2}}"
+    config = CONFIG.replace("target: 1", f"target: {top}").replace("method: hirescam", "guided: true")
+    config = config.replace("colormap: inferno", "counterfactual: true").replace("samples: [0, 5]", "samples: 2")
+    cli = run_cli(config, monkeypatch)
+    (callback,) = [item for item in cli.trainer.callbacks if isinstance(item, GradCAMCallback)]
+    assert (callback.target, callback.guided) == (lightning_gradcam.TopTarget(2), 10)
+    assert callback.display.counterfactual
+    assert callback._history.tracks["gradcam"].previous.shape[0] == 4  # two maps of two samples
