@@ -1,0 +1,55 @@
+"""What Guided Backpropagation takes beside a forward without gradients and a capture of Grad-CAM, in turns.
+
+python benchmarks/guided_cost.py   # two minutes on two cores
+"""
+
+from statistics import median
+from time import perf_counter
+
+import torch
+import torchvision
+
+from lightning_gradcam import Batch
+from lightning_gradcam.functional import observe
+from lightning_gradcam.guided import guided_gradients
+from lightning_gradcam.layout import channels_first
+from lightning_gradcam.methods import gradcam
+from lightning_gradcam.targets import label
+
+REPEATS = 7
+
+
+def main() -> None:
+    print(f"16 images of 224 px, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print("| model | forward, ms | Grad-CAM | Guided Backpropagation |\n| --- | ---: | ---: | ---: |")
+    for name, layer in (("resnet18", "layer4"), ("resnet50", "layer4"), ("mobilenet_v2", "features")):
+        model = getattr(torchvision.models, name)(weights=None).eval()
+        batch = Batch(torch.rand(16, 3, 224, 224), torch.arange(16))
+
+        def forward(batch: Batch, model: torch.nn.Module = model) -> torch.Tensor:
+            return model(batch.images)
+
+        def plain(batch: Batch = batch) -> None:
+            with torch.no_grad():
+                forward(batch)
+
+        ways = (
+            plain,
+            lambda: observe(model, batch, {layer: channels_first}, forward, label, gradcam),  # noqa: B023
+            lambda: guided_gradients(model, batch, forward, label),  # noqa: B023
+        )
+        times = []
+        for _ in range(1 + REPEATS):  # the first is to warm up
+            row = []
+            for way in ways:
+                started = perf_counter()
+                way()
+                row.append(perf_counter() - started)
+            times.append(row)
+        ratios = [[row[i] / row[0] for row in times[1:]] for i in (1, 2)]
+        cells = [f"{median(one):.2f} ({min(one):.2f} to {max(one):.2f})" for one in ratios]
+        print(f"| {name} | {1000 * median(row[0] for row in times[1:]):.0f} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
