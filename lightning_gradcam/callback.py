@@ -503,7 +503,7 @@ class GradCAMCallback(Callback):
         """Whether guided pictures are drawn now: the first time, every so many observations, and at the end."""
         if moment is None:
             return not self._proven
-        return self._history.count % self.guided == 0 or (moment.epoch >= 0 and _stopping(trainer))
+        return self._history.count % self.guided == 0 or (moment.complete and _stopping(trainer))
 
     def _look_guided(
         self, trainer: Trainer, pl_module: LightningModule, probe: _Probe, seen: Observation, step: int, when: str

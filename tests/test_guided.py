@@ -229,6 +229,14 @@ def test_chosen_observations(drawn, guided, observed):
     assert guided_steps(drawn) == guided_steps(drawn, "guided_backprop") == expected
 
 
+def test_the_last_of_several_validations_of_the_last_epoch(drawn):
+    callback = GradCAMCallback(samples=2, guided=True)
+    options = {"max_epochs": 2, "val_check_interval": 1 / 3, "num_sanity_val_steps": 0}
+    trainer(callback, **options).fit(TinyModule(), loader(), loader())
+    assert guided_steps(drawn) == [0, 5]
+    assert callback._history.count == 7
+
+
 class Stop(Callback):
     def on_validation_end(self, trainer, pl_module):
         trainer.should_stop = trainer.current_epoch == 3
