@@ -76,13 +76,15 @@ class Batch:
                     f"got {tuple(region.shape)}"
                 )
         for name in ("ids", "groups"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"`{name}` must name each sample, got one text, {getattr(self, name)!r}")
             value = getattr(self, name)
             if isinstance(value, (Tensor, np.ndarray)):  # as collated
                 value = value.tolist()
                 object.__setattr__(self, name, value)
             if value and len(value) != n:
                 raise ValueError(f"`{name}` must name {n} samples, got {len(value)}")
-        object.__setattr__(self, "groups", [str(one) if isinstance(one, int) else one for one in self.groups])
+        object.__setattr__(self, "groups", [str(one) if isinstance(one, Integral) else one for one in self.groups])
         for group in self.groups:
             check_name("the name of a group", group)
 

@@ -48,7 +48,7 @@ from lightning_gradcam.batch import (
 from lightning_gradcam.compare import unlike
 from lightning_gradcam.functional import Observation, observe
 from lightning_gradcam.guided import guide, guided_gradients
-from lightning_gradcam.history import ROWS, Beside, Drift, History, Moment, Reading
+from lightning_gradcam.history import ROWS, Beside, Drift, History, Moment, Reading, by_group
 from lightning_gradcam.isolation import usual_defaults
 from lightning_gradcam.layers import check_layers, find_layer, locate
 from lightning_gradcam.layout import Grid, Layout, as_layout
@@ -93,17 +93,22 @@ class _Probe:
     regions: dict[str, Tensor]  # masks (n, H, W)
     photos: Tensor
     class_names: Sequence[str] | None
+    k: int | None = None  # how many scores the target gives a sample, once that is known
 
     def asking(self, k: int) -> _Probe:
         """The same with ``k`` rows a sample."""
-        if len(self.rows.images) == k * len(self.batch.images):
+        if self.k not in (None, k):
+            raise ValueError(
+                f"`target` gave {self.k} scores a sample before and {k} now; let it give as many each time"
+            )
+        if self.k == k:
             return self
-        first = slice(None, None, len(self.rows.images) // len(self.batch.images))
         return replace(
             self,
             rows=self.batch.repeated(k),
-            regions={name: region[first].repeat_interleave(k, 0) for name, region in self.regions.items()},
-            photos=self.photos[first].repeat_interleave(k, 0),
+            regions={name: region.repeat_interleave(k, 0) for name, region in self.regions.items()},
+            photos=self.photos.repeat_interleave(k, 0),
+            k=k,
         )
 
     def maps(self, observation: Observation) -> dict[str, Tensor]:
@@ -192,9 +197,9 @@ class GradCAMCallback(Callback):
         drift: What drift is measured against, and when to warn of it.
         display: How pictures look.
         guided: Draw Guided Backpropagation and Guided Grad-CAM as well, for networks with ReLUs: at the first, every
-            tenth and the last observation; a number takes the place of the ten. Each time costs a forward that keeps
-            its graph and a backward pass down to the images, some three forwards in all, and the memory of training
-            on as many samples.
+            tenth and the last observation of ``fit``; a number takes the place of the ten. Each time costs a forward
+            that keeps its graph and a backward pass down to the images, some three forwards in all, and the memory of
+            training on as many samples.
         localization: The region that holds each sample's object: log how well the maps find it by the published
             protocols of weakly supervised localization, see :mod:`lightning_gradcam.metrics.protocols`. It needs
             scipy, and takes some 40 ms a sample of 224 pixels.
@@ -246,6 +251,8 @@ class GradCAMCallback(Callback):
                 f"`Drift(reference={drift.reference})` names an epoch that `every_n_epochs={every_n_epochs}` leaves "
                 f"out; one nearby is {nearest}"
             )
+        if localization is not None and not isinstance(localization, str):
+            raise TypeError(f"`localization` must be the name of a region, got {type(localization).__name__}")
         if not isinstance(guided, int) or guided < 0:
             raise ValueError(f"`guided` must be True, False or a number of observations, got {guided!r}")
         if not isinstance(record, (bool, str, Path)):
@@ -253,7 +260,7 @@ class GradCAMCallback(Callback):
         if not isinstance(display, Display):
             raise TypeError(f"`display` must be a `Display`, got {type(display).__name__}")
         compute = as_method(method)
-        if display.counterfactual and compute in set(METHODS.values()) - set(SIGNED):
+        if display.counterfactual and compute in METHODS.values() and compute not in SIGNED:
             raise ValueError(
                 f"`Display(counterfactual=True)` shows the negative side of maps, and `method` {method!r} has none; "
                 f"take one of {sorted(name for name, one in METHODS.items() if one in SIGNED)}"
@@ -476,20 +483,23 @@ class GradCAMCallback(Callback):
         self, probe: _Probe, maps: Mapping[str, Tensor], asked: Tensor | None, k: int
     ) -> dict[str, float]:
         """The numbers of the published protocols, by full key."""
-        name, labels = str(self.localization), probe.rows.labels
+        masks, labels = probe.regions[str(self.localization)], probe.rows.labels
+        boxes = outline_boxes(masks > 0.5)
         single = None if labels is None or labels.numel() > len(labels) else labels.flatten()
-        ranked = asked if self.target is predicted or isinstance(self.target, TopTarget) else None
-        truth = outline_boxes(probe.rows.regions[name]), probe.regions[name], single, ranked, k
-        return {
-            f"{prefix}/{key}": value
-            for prefix, one in maps.items()
-            for key, value in localization_numbers(one, *truth).items()
-        }
+        ranked = self.target is predicted or isinstance(self.target, TopTarget)
+        numbers = {}
+        for behind, of in by_group(probe.rows.groups, len(masks)).items():
+            theirs, question = (None if one is None else one[of] for one in (single, asked))
+            for prefix, one in maps.items():
+                found = localization_numbers(one[of], boxes[of], masks[of], theirs, question, k if ranked else None)
+                numbers |= {f"{prefix}/{key}{behind}": value for key, value in found.items()}
+        return numbers
 
     def _left_out(self, trainer: Trainer, error: Exception) -> None:
         """Tell of an observation that failed; after three in a row there will be no more."""
         self._failures += 1
         self._failures_in_a_row += 1
+        self._seen = None
         _warn(trainer, "the observation", error)
         if is_oom_error(error):
             garbage_collection_cuda()
@@ -501,6 +511,8 @@ class GradCAMCallback(Callback):
 
     def _guided_due(self, trainer: Trainer, moment: Moment | None) -> bool:
         """Whether guided pictures are drawn now: the first time, every so many observations, and at the end."""
+        if trainer.state.fn != "fit":
+            return False
         if moment is None:
             return not self._proven
         return self._history.count % self.guided == 0 or (moment.complete and _stopping(trainer))
@@ -800,7 +812,7 @@ class GradCAMCallback(Callback):
             },
             **_samples_of(batch, probe.fingerprint),
             "class_names": None if probe.class_names is None else list(probe.class_names),
-            "signed": self.method in SIGNED,
+            "signed": self.method in SIGNED or self.method not in METHODS.values(),
         }
         regions = {name: _array(region) for name, region in batch.regions.items()}
         grey = (probe.photos * 255).round().byte().numpy()
@@ -852,7 +864,7 @@ class GradCAMCallback(Callback):
             maps,
             under,
             probe.rows.regions,
-            f"{'against, for: ' * self.display.counterfactual}{self._key(probe, prefix, maps)} · {when}",
+            f"{when} · {'against, for: ' * self.display.counterfactual}{self._key(probe, prefix, maps)}",
             columns=k if k > 1 else None,
             peak=track.peak if track else None,
             tile=self.display.tile,
@@ -884,7 +896,7 @@ class GradCAMCallback(Callback):
                 maps,
                 under,
                 probe.rows.regions,
-                f"{what} · {self._target_name} · {when}",
+                f"{when} · {what} · {self._target_name}",
                 columns=k if k > 1 else None,
                 tile=self.display.tile,
                 font=self.display.font,

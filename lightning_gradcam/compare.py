@@ -181,7 +181,7 @@ def compare(
             )
         notes += [f"{names[0]} and {name} do not look at the same samples: {differing}."] if differing else []
         if len(record.photos) != len(records[0].photos):
-            raise ValueError(f"{names[0]} has {len(records[0].photos)} samples, {name} {len(record.photos)}")
+            raise ValueError(f"{names[0]} has {len(records[0].photos)} maps a moment, {name} {len(record.photos)}")
         notes += _differences((names[0], records[0]), (name, record))
     layers = _layers(records, names, layer)
     at, moments = _align(records, names, by)

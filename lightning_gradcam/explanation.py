@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Explanation:
-    """The channels that matter most for one score; ``str()`` of it is a sentence.
+    """The channels that matter most for one score; ``str()`` of it is a line.
 
     Attributes:
         strongest: The names of the channels with the largest weights and these, largest first.
@@ -21,7 +21,7 @@ class Explanation:
     weakest: list[tuple[str, float]]
 
     def __str__(self) -> str:
-        sides = zip(("for it", "against it"), (self.strongest, self.weakest), strict=True)
+        sides = zip(("strongest", "weakest"), (self.strongest, self.weakest), strict=True)
         return "; ".join(f"{side}: {', '.join(f'{name} {value:+.3g}' for name, value in own)}" for side, own in sides)
 
 

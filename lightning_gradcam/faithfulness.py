@@ -162,7 +162,8 @@ def deletion(
         at_once: How many samples to run at a time, to save memory; ``None``: all.
 
     Returns:
-        ``(n,)`` in [0, 1], for a function in the unit of its scores; lower is better. It depends on how sure the model
+        ``(n,)`` in [0, 1], of multi-hot labels up to their number, for a function in the unit of its scores; lower is
+        better. It depends on how sure the model
         is as well: compare maps of one model only. NaN where a map has no positive cell, is constant, which gives
         no order, or is not finite.
 
@@ -270,7 +271,7 @@ def randomization(
 
         def look() -> Tensor:
             seen = observe(model, batch, layouts, run, ask, compute, at_once)
-            _check_single(len(seen.shape) == 1)
+            _check_single(seen.k)
             (signed,) = seen.maps.values()
             return signed
 
@@ -330,9 +331,9 @@ def _check_maps(maps: Tensor, batch: Batch) -> None:
         raise ValueError(f"`maps` must be a tensor ({n}, h, w), one map for each sample, got {got}")
 
 
-def _check_single(single: bool) -> None:
-    if not single:
-        raise ValueError("`target` must give one score a sample here, got several; ask for one class at a time")
+def _check_single(k: int) -> None:
+    if k != 1:
+        raise ValueError(f"`target` must give one score a sample here, got {k}; ask for one class at a time")
 
 
 def _check_number(name: str, value: Any, least: int, most: int | None = None) -> None:
@@ -350,9 +351,9 @@ def _answers(batch: Batch, ask: Target, run: Callable[[Batch], Any], at_once: in
     """The score of each sample, ``(n,)``, where the model computes."""
     n = len(batch.images)
     parts = (batch.part(slice(start, start + (at_once or n))) for start in range(0, n, at_once or n))
-    scores = torch.cat([score(ask, run(part), part) for part in parts])
-    _check_single(scores.ndim == 1)
-    return scores
+    scores = torch.cat([score(ask, run(part), part) for part in parts]).reshape(n, -1)
+    _check_single(scores.shape[1])
+    return scores[:, 0]
 
 
 def _predicted(batch: Batch, run: Callable[[Batch], Any], at_once: int | None) -> tuple[Batch, Target]:

@@ -15,7 +15,7 @@ from lightning_gradcam.capture import capture
 from lightning_gradcam.layers import Layer, check_layers, find_layer, locate
 from lightning_gradcam.layout import Grid, Layout, as_layout, to_map
 from lightning_gradcam.methods import Method, as_method, cam, check_cam
-from lightning_gradcam.targets import Prediction, Target, as_target, asked_classes, logits, predict, score
+from lightning_gradcam.targets import Prediction, Target, as_target, asked_classes, predict, score
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def observe(
     for name, layout in layouts.items():
         activations = to_map(name, seen.activations[name], layout, n).float()
         if method is cam:
-            check_cam(name, model, activations, logits(seen.output, n).detach())
+            check_cam(name, model, layers[name], lambda: forward(batch.part(slice(1))), activations, seen.output)
         of_each_score = seen.gradients[name].reshape(scores.shape[1], *seen.activations[name].shape)
         gradients = [layout(one).float() for one in of_each_score]
         signed = [method(activations, one) for one in gradients]
@@ -93,7 +93,7 @@ def observe(
             raise ValueError(f"`method` must give one map a sample, shape {expected}, got {got}")
         maps[name] = torch.stack(signed, 1).flatten(0, 1).cpu()
         alpha[name] = torch.stack([one.mean((2, 3)) for one in gradients], 1).flatten(0, 1).cpu()
-    classes, prediction = asked_classes(target, seen.output, batch), predict(seen.output, batch)
+    classes, prediction = asked_classes(target, seen.output, batch, seen.scores.shape), predict(seen.output, batch)
     return Observation(
         maps,
         alpha,

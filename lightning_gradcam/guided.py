@@ -26,8 +26,9 @@ class GuidedReLUs(TorchFunctionMode):
 
     Both modules and functions count, in place or not: ``nn.ReLU``, ``F.relu``, ``torch.relu``, ``Tensor.relu_`` and
     the rest of that family, and ReLU6, which is a ReLU below its ceiling. GELU, SiLU, leaky ReLUs and all others pass
-    gradients as they always do: the rule is made for units that are off or on. What runs inside a scripted module is
-    not seen, nor is ``clamp(min=0)``.
+    gradients as they always do: the rule is made for units that are off or on. What is built of a ReLU changes with it,
+    such as a hard swish that calls ``F.relu6``. What runs inside a scripted module is not seen, nor is
+    ``clamp(min=0)``.
 
     Source: Springenberg et al. 2015, arXiv 1412.6806: the gradient is kept where both it and the unit are positive.
 
@@ -88,6 +89,11 @@ def guided_gradients(
         for parameter in model.parameters():
             parameter.requires_grad_(False)  # what the graph would keep for them is not needed
         batch = batch.apply(Tensor.clone)
+        if not batch.images.is_floating_point():
+            raise ValueError(
+                f"guided backpropagation asks for the gradient at the images, and {batch.images.dtype} has none; give "
+                "floating-point images, or leave `guided` out"
+            )
         images = batch.images.requires_grad_()
         scores = score(target, forward(batch), batch).reshape(n, -1).sum(0)
         if not relus.calls:

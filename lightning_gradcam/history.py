@@ -79,8 +79,8 @@ class Frame:
     Attributes:
         epoch: See :class:`Moment`.
         maps: ``(r, h, w)``, at most 28 cells a side.
-        classes: The predicted classes ``(r,)``, -1 where there are none.
-        right: Whether these are right, ``(r,)``: 1, 0, or -1 where that is not known.
+        classes: The classes that were asked for, else predicted, ``(r,)``, -1 where there are none.
+        right: Whether these are predicted and right, ``(r,)``: 1, 0, or -1 where that is not known.
         drift: ``(r,)``, the largest drift since the frame before.
     """
 
@@ -201,6 +201,14 @@ def kept_maps(maps: Tensor) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(maps[:, None], (h, w))[:, 0]
 
 
+def by_group(groups: Sequence[str], n: int) -> dict[str, Tensor]:
+    """The positions of all ``n`` samples and of those of each group, by what stands behind a key."""
+    parts = {"": torch.arange(n)}
+    for name in dict.fromkeys(groups):
+        parts[f"/{name}"] = torch.tensor([i for i, group in enumerate(groups) if group == name])
+    return parts
+
+
 def _question(asked: Tensor | None, n: int) -> Tensor:
     """What is asked of each sample, ``(n,)``, as numbers that are the same for the same question."""
     return torch.zeros(n, dtype=torch.long) if asked is None else asked
@@ -271,12 +279,14 @@ class Beside:
     Attributes:
         name: What that run is called, as a part of a key.
         maps: Signed maps ``(n, h, w)`` by the prefix of our layer's keys.
+        asked: ``(n,)``, the class that each map is of, -1 where that is not told.
         classes: See :class:`Frame`, of all samples.
         right: As above.
     """
 
     name: str
     maps: dict[str, Tensor]
+    asked: Tensor
     classes: Tensor
     right: Tensor
 
@@ -296,7 +306,7 @@ class Beside:
         return cls(
             re.sub(r"[^\w.-]", "_", record.name, flags=re.ASCII),
             {prefix: torch.from_numpy(record.maps[name][-1]) for prefix, name in zip(prefixes, layers, strict=True)},
-            *(torch.from_numpy(record.samples[field][-1].astype(int)) for field in ("predicted", "right")),
+            *(torch.from_numpy(record.samples[field][-1].astype(int)) for field in ("asked", "predicted", "right")),
         )
 
     def frame(self, prefix: str) -> Frame:
@@ -354,10 +364,7 @@ class History:
             groups: The name of each sample's group; may be empty.
             asked: ``(n,)``, the class that each map is of; ``None`` where it is always the same question.
         """
-        # What stands behind a key, and the samples whose number it is.
-        parts = {"": torch.arange(len(next(iter(maps.values()))))}
-        for name in dict.fromkeys(groups):
-            parts[f"/{name}"] = torch.tensor([i for i, group in enumerate(groups) if group == name])
+        parts = by_group(groups, len(next(iter(maps.values()))))
         numbers: dict[str, float] = {}
         drift: dict[str, Tensor] = {}
         moved: dict[str, Tensor] = {}
@@ -367,8 +374,11 @@ class History:
             values = describe(signed, self.additive, regions)
             values |= track.measure(signed, _question(asked, len(signed)))
             if self.beside is not None:
-                other = self.beside.maps[prefix]
-                values[f"difference_from_{self.beside.name}"] = 1 - measures.agreement(signed, other)
+                difference = 1 - measures.agreement(signed, self.beside.maps[prefix])
+                if asked is not None:  # of another class a map answers another question
+                    unlike = (asked != self.beside.asked) & (self.beside.asked >= 0)
+                    difference = torch.where(unlike, torch.nan, difference)
+                values[f"difference_from_{self.beside.name}"] = difference
             if shifted:
                 values["drift_floor"] = 1 - measures.similarity(signed, shifted[prefix])
             drift[prefix], moved[prefix] = values["drift"], values["drift_from_reference"]
@@ -401,6 +411,9 @@ class History:
         unknown = torch.full((n,), -1)
         classes = unknown if prediction is None else prediction.classes
         right = unknown if prediction is None or prediction.right is None else prediction.right.int()
+        if asked is not None:  # the filmstrip says what each map is of; whether that is right, where it is predicted
+            right = torch.where(asked == classes, right, -1)
+            classes = asked
         for prefix, signed in maps.items():
             track = self.tracks[prefix] = self._track(prefix, signed)
             drift = reading.drift[prefix]

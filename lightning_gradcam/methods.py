@@ -8,9 +8,13 @@ the ``c`` channels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lightning_gradcam.isolation import borrowed
+from lightning_gradcam.targets import logits
 
 Method = Callable[[Tensor, Tensor], Tensor]
 
@@ -29,44 +33,80 @@ def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
 def cam(activations: Tensor, gradients: Tensor) -> Tensor:
     """CAM: ``sum_k w_k A_k`` with the weights ``w_k`` of the linear layer behind a global average pooling. Signed.
 
-    There the gradient is ``w_k / Z`` in each of the ``Z`` cells, so it is Grad-CAM times ``Z``. Another ending has no
-    such weights, which is what Grad-CAM was made for; :func:`check_cam` tells.
+    There the gradient of a logit is ``w_k / Z`` in each of the ``Z`` cells, so it is Grad-CAM times ``Z``. Another
+    ending has no such weights, which is what Grad-CAM was made for; :func:`check_cam` tells.
 
     Source: Zhou et al., CVPR 2016, arXiv 1512.04150, equation 2.
     """
     return _weighted(gradients.sum((2, 3)), activations)
 
 
-def check_cam(name: str, model: nn.Module, activations: Tensor, scores: Tensor) -> None:
+def check_cam(
+    name: str,
+    model: nn.Module,
+    layer: nn.Module,
+    forward: Callable[[], object],
+    activations: Tensor,
+    output: Any,
+) -> None:
     """Refuse CAM where the network does not go on from a layer with global average pooling and one linear layer.
 
     Args:
         name: Of the layer.
-        model: Whose linear layers are tried.
+        model: The model.
+        layer: The layer.
+        forward: Runs the model, to see what it calls after the layer.
         activations: Of the layer, ``(n, c, h, w)``.
-        scores: The logits ``(n, classes)`` that the network gave.
+        output: What the model gave for these.
 
     Raises:
-        ValueError: If none of the model's linear layers makes these logits of the layer's mean over positions.
+        ValueError: If another module with weights is called after the layer than one linear layer, or this does not
+            make the logits of the mean over positions.
     """
-    pooled = activations.mean((2, 3)).float()
-    finite = pooled.isfinite().all(1) & scores.isfinite().all(1)
-    pooled, scores = pooled[finite], scores[finite]
-    if not len(pooled):
-        return  # nothing that could tell
-    tolerance = max(torch.finfo(dtype).eps for dtype in (scores.dtype, pooled.dtype)) ** 0.5
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear) and layer.weight.shape == (scores.shape[1], pooled.shape[1]):
-            made = pooled @ layer.weight.detach().float().T
-            if layer.bias is not None:
-                made = made + layer.bias.detach().float()
-            if torch.allclose(made, scores.float(), tolerance, tolerance * float(made.abs().max())):
-                return
+    later = _weighted_modules_after(model, layer, forward)
+    if len(later) == 1 and isinstance(later[0], nn.Linear) and _is_head(later[0], activations, output):
+        return
     raise ValueError(
         f'`method="cam"` needs a network that goes on from `target_layer` {name!r} with global average pooling and one '
         f'linear layer, and {type(model).__name__} does not; `method="gradcam"` is the same map, up to the number of '
         "cells, where it does, and works for any other network"
     )
+
+
+def _weighted_modules_after(model: nn.Module, layer: nn.Module, forward: Callable[[], object]) -> list[nn.Module]:
+    """The modules with parameters or buffers of their own that are called after a layer, in that order."""
+    called: list[nn.Module] = []
+    around = {module for module in model.modules() if any(part is layer for part in module.modules())}
+    handles = [
+        module.register_forward_hook(lambda module, *_: called.append(module))
+        for module in model.modules()
+        if module is layer or (module not in around and (module._parameters or module._buffers))
+    ]
+    try:
+        with borrowed(model), torch.no_grad():
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called[called.index(layer) + 1 :] if layer in called else []
+
+
+def _is_head(layer: nn.Linear, activations: Tensor, output: Any) -> bool:
+    """Whether a linear layer makes these logits of the mean over positions, to rounding."""
+    try:
+        scores = logits(output, len(activations)).detach()
+    except ValueError:
+        return False
+    pooled, weight = activations.mean((2, 3)).float(), layer.weight.detach().float()
+    if weight.shape != (scores.shape[1], pooled.shape[1]):
+        return False
+    finite = pooled.isfinite().all(1) & scores.isfinite().all(1)
+    made = pooled[finite] @ weight.T
+    if layer.bias is not None:
+        made = made + layer.bias.detach().float()
+    tolerance = max(torch.finfo(dtype).eps for dtype in (scores.dtype, pooled.dtype)) ** 0.5
+    size = float(made.abs().max()) if len(made) else 0.0
+    return torch.allclose(made, scores[finite].float(), tolerance, tolerance * size)
 
 
 def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:

@@ -235,12 +235,22 @@ def score(target: Target, output: Any, batch: Batch) -> Tensor:
     return scores
 
 
-def asked_classes(target: Target, output: Any, batch: Batch) -> Tensor | None:
-    """The class that each score of the target is of, in the scores' shape; ``None`` where it does not tell."""
+def asked_classes(target: Target, output: Any, batch: Batch, shape: Sequence[int]) -> Tensor | None:
+    """The class that each score of the target is of, in the scores' shape; ``None`` where it does not tell.
+
+    Raises:
+        ValueError: If a target tells them in another shape.
+    """
     if target is predicted:
         return TopTarget(1).classes(output, batch)[:, 0]
     tell: Callable[[Any, Batch], Tensor] | None = getattr(target, "classes", None)
-    return tell(output, batch) if callable(tell) else None
+    if not callable(tell):
+        return None
+    classes = tell(output, batch)
+    if not isinstance(classes, Tensor) or classes.shape != shape:
+        got = tuple(classes.shape) if isinstance(classes, Tensor) else type(classes).__name__
+        raise ValueError(f"`target.classes` must give the class of each score, shape {tuple(shape)}, got {got}")
+    return classes
 
 
 TARGETS: dict[str, Target] = {"label": label, "predicted": predicted}
@@ -253,7 +263,7 @@ def as_target(target: str | int | Sequence[int] | Target) -> Target:
         if target not in TARGETS:
             raise ValueError(f"{allowed}, got {target!r}")
         return TARGETS[target]
-    if isinstance(target, (list, tuple)):
+    if isinstance(target, Sequence):
         if not target or not all(map(_is_class, target)) or len(set(target)) < len(target):
             raise ValueError(f"`target` as classes must name at least one, none twice, each at least 0, got {target!r}")
         return _Classes(tuple(int(index) for index in target))
@@ -261,7 +271,7 @@ def as_target(target: str | int | Sequence[int] | Target) -> Target:
         if target < 0:
             raise ValueError(f"`target` as a class index must be at least 0, got {target}")
         return partial(class_score, index=int(target))
-    if callable(target):
+    if callable(target) and not isinstance(target, type):
         return target
     raise TypeError(f"{allowed}, got {type(target).__name__}")
 

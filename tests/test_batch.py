@@ -400,6 +400,9 @@ def test_failure_of_the_first_process_reaches_the_others():
 def test_groups_are_names_of_the_samples():
     images = torch.zeros(3, 1, 2, 2)
     assert Batch(images, groups=torch.tensor([0, 1, 0])).groups == ["0", "1", "0"]
+    assert Batch(images, groups=list(np.array([1, 2, 1]))).groups == ["1", "2", "1"]
+    with pytest.raises(TypeError, match="`groups` must name each sample, got one text, 'abc'"):
+        Batch(images, groups="abc")
     assert Batch(images, groups=["a", "b", "a"]).part(slice(1, None)).groups == ["b", "a"]
     with pytest.raises(ValueError, match="`groups` must name 3 samples, got 2"):
         Batch(images, groups=["a", "b"])

@@ -14,7 +14,7 @@ def test_by_hand():
     (one,) = explain(torch.tensor([[0.5, -1.0, 0.0, 3.0, -0.25]]), NAMES, k=2)
     assert one.strongest == [("wheel", 3), ("fur", 0.5)]
     assert one.weakest == [("ear", -1), ("door", -0.25)]
-    assert str(one) == "for it: wheel +3, fur +0.5; against it: ear -1, door -0.25"
+    assert str(one) == "strongest: wheel +3, fur +0.5; weakest: ear -1, door -0.25"
 
 
 def test_no_channel_is_on_both_sides():

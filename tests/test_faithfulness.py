@@ -469,5 +469,5 @@ def test_several_scores_a_sample_are_refused():
         lambda: deletion(model, batch, maps, TopTarget(2)),
         lambda: randomization(model, batch, "4", [0, 1]),
     ):
-        with pytest.raises(ValueError, match="`target` must give one score a sample here, got several"):
+        with pytest.raises(ValueError, match="`target` must give one score a sample here, got 2"):
             check()

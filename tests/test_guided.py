@@ -290,6 +290,46 @@ def test_a_failure_later_loses_neither_maps_nor_run(drawn, monkeypatch):
     assert [step for key, step, _ in drawn if key == "gradcam/grid"] == [0, 2]
 
 
+def test_outside_fit_there_are_none(drawn):
+    module = TinyModule()
+    module.net[2] = module.net[5] = nn.GELU()  # so nothing is refused either
+    run = trainer(GradCAMCallback(samples=2, guided=True))
+    run.validate(module, loader())
+    run.test(module, loader())
+    assert {key for key, *_ in drawn} == {"gradcam/grid"}
+
+
+def test_where_the_last_observation_fails_no_older_one_takes_its_place(drawn):
+    trained = []
+
+    class Note(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            trained.append(1)
+
+    def target(output, batch):
+        if trained:
+            raise RuntimeError("boom")
+        return output[:, 0]
+
+    callback = GradCAMCallback("net.4", samples=2, target=target, guided=50)
+    with pytest.warns(UserWarning, match="the observation in epoch 0, step 3, failed.*boom"):
+        trainer(callback, Note(), max_epochs=1).fit(TinyModule(), loader(), loader())
+    assert guided_steps(drawn) == [0]
+
+
+def test_images_without_gradients_are_refused(images):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = tiny_net()
+
+        def forward(self, images):
+            return self.net(images / 255)
+
+    with pytest.raises(ValueError, match=r"gradient at the images, and torch.uint8 has none; give floating-point"):
+        guided_backprop(Scaled().eval(), (255 * images).byte())
+
+
 def test_short_memory_is_met_in_chunks(drawn, monkeypatch):
     from lightning_gradcam.guided import guided_gradients as own
 

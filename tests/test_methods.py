@@ -178,6 +178,36 @@ def test_cam_refuses_what_is_not_linear_behind_the_pooling(between):
         gradcam(model, torch.rand(2, 3, 8, 8), "features", method="cam")
 
 
+@pytest.mark.parametrize("between", [nn.BatchNorm1d(6), nn.LayerNorm(6)])
+def test_cam_refuses_what_only_at_the_start_is_as_if_it_were_not_there(between):
+    model = Pooled(between).eval()  # a fresh norm, and a head of zeros behind it
+    nn.init.zeros_(model.head.weight)
+    with pytest.raises(ValueError, match=r'`method="cam"` needs a network'):
+        gradcam(model, torch.rand(2, 3, 8, 8), "features", method="cam")
+
+
+@pytest.mark.parametrize("between", [nn.Dropout(0.5), nn.Flatten()])
+def test_cam_takes_what_does_nothing_between(between):
+    assert gradcam(Pooled(between), torch.rand(2, 3, 8, 8), "features", method="cam").shape == (2, 6, 6)
+
+
+def test_cam_takes_a_model_with_parameters_of_its_own():
+    model = Pooled()
+    model.scale = nn.Parameter(torch.ones(()))
+    assert gradcam(model, torch.rand(2, 3, 8, 8), "features", method="cam").shape == (2, 6, 6)
+    outer = nn.Sequential(model)
+    assert gradcam(outer, torch.rand(2, 3, 8, 8), "0.features", method="cam").shape == (2, 6, 6)
+
+
+def test_cam_refuses_an_output_without_logits():
+    class Maps(Pooled):
+        def forward(self, images):
+            return self.features(images)
+
+    with pytest.raises(ValueError, match=r'`method="cam"` needs a network'):
+        gradcam(Maps(), torch.rand(2, 3, 8, 8), "features", lambda output, batch: output.sum((1, 2, 3)), "cam")
+
+
 def test_cam_refuses_layers_that_are_not_pooled_and_networks_without_pooling(vgg, images):
     model = Pooled().eval()
     with pytest.raises(ValueError, match=r"goes on from `target_layer` 'features\.0' with global average pooling"):

@@ -69,6 +69,18 @@ def test_counterfactual_evidence_has_a_colour_of_its_own_on_the_same_scale():
 
 
 @pytest.mark.parametrize("name", COLORMAPS)
+def test_a_map_without_a_positive_cell_in_the_run_is_drawn_by_its_own_maximum(name):
+    maps = torch.tensor([[[-1.0, -4.0]], [[-1.0, 3.0]]])
+    photos = torch.full((2, 4, 8), 0.4)
+    pictures = overlay(photos, maps, (4, 8), name, torch.tensor([0.0, 1.0]), counterfactual=True)
+    against = torch.tensor(AGAINST[name])
+    for picture, share in ((pictures[0, 0, -1], 1), (pictures[0, 0, 0], 0.25), (pictures[1, 0, 0], 1)):
+        expected = ((1 - 0.75 * share) * 255 * 0.4 + 0.75 * share * against).round()
+        if picture.tolist() != [255, 255, 255]:  # a contour
+            assert picture.tolist() == pytest.approx(expected.tolist(), abs=1)
+
+
+@pytest.mark.parametrize("name", COLORMAPS)
 def test_the_colour_of_evidence_against_is_not_in_the_map(name):
     table = 255 * colors(torch.linspace(0, 1, 256), name)
     assert (table - torch.tensor(AGAINST[name])).norm(dim=1).min() > 80

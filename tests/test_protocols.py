@@ -19,6 +19,7 @@ from lightning_gradcam.metrics.protocols import (
     class_average,
     iou,
     localization_errors,
+    localization_numbers,
     max_box_acc_v2,
     pointing_game,
     pointing_game_with_rejection,
@@ -645,7 +646,48 @@ def test_a_run_logs_the_protocols(target, expected):
     assert {key for key in found if "_error_" in key} == expected.keys()
 
 
+def test_a_run_logs_them_for_every_group_and_of_the_same_part_of_a_soft_mask():
+    def soft(batch):
+        images, labels = batch
+        masks = torch.full((len(images), 16, 16), 0.1)  # as a mask that was scaled has it outside
+        masks[:, :8] = 0.9
+        return Batch(images, labels, {"object": masks}, groups=["one", "two"] * 3)
+
+    found = []
+    for batch_fn in (soft, lambda batch: Batch(*batch, boxed(batch).regions, groups=["one", "two"] * 3)):
+        callback = GradCAMCallback(
+            "net.4", samples=6, target=TopTarget(2), batch_fn=batch_fn, localization="object", record=False
+        )
+        run = trainer(callback, max_epochs=1)
+        torch.manual_seed(0)
+        run.fit(TinyModule(), loader(), loader())
+        found.append(
+            {key: float(value) for key, value in run.callback_metrics.items() if "/one" in key or "/two" in key}
+        )
+        kinds = {key.split("/")[1] for key in found[-1]}
+        assert {"localization_error_top1", "classification_error_top2", "max_box_acc_v2", "pxap"} <= kinds
+    for key in found[0]:
+        if "mass" not in key and "lift" not in key:  # which do weigh by the mask
+            assert found[0][key] == found[1][key], key
+
+
+def test_classes_that_are_not_ranked_count_where_they_are_the_label():
+    boxes = torch.tensor([[0, 0, 4, 2]] * 4)
+    masks, labels = box_masks(boxes, (4, 4)), torch.tensor([0, 0, 1, 1])
+    upper, lower = torch.zeros(4, 4), torch.zeros(4, 4)
+    upper[:2], lower[2:] = 1, 1
+    maps = torch.stack([upper, lower, upper, lower])
+    assert (
+        localization_numbers(maps, boxes, masks, labels, torch.tensor([0, 1, 0, 1]))["localization_error_known"] == 0.5
+    )
+    assert localization_numbers(maps, boxes, masks, labels, torch.tensor([0, 1, 1, 0]))["localization_error_known"] == 0
+    assert localization_numbers(maps, boxes, masks, None, torch.tensor([0, 1, 1, 0]))["localization_error_known"] == 0.5
+    assert math.isnan(localization_numbers(maps, boxes, masks, labels, torch.full((4,), 7))["localization_error_known"])
+
+
 def test_a_region_that_is_not_there_is_refused_before_training():
     callback = GradCAMCallback(batch_fn=boxed, localization="cat")
     with pytest.raises(ValueError, match=r"`localization` names the region 'cat', the batch has \['object'\]"):
         trainer(callback).fit(TinyModule(), loader(), loader())
+    with pytest.raises(TypeError, match="`localization` must be the name of a region, got bool"):
+        GradCAMCallback(localization=True)

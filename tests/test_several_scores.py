@@ -100,6 +100,9 @@ def test_refuses_what_names_no_classes(net, images):
         TopTarget(0)
     with pytest.raises(ValueError, match="`k` must be at most the model's 3 classes, got 4"):
         gradcam(net, images, "4", TopTarget(4))
+    with pytest.raises(TypeError, match="several of these or a function, got type"):
+        GradCAMCallback(target=TopTarget)
+    assert GradCAMCallback(target=range(2)).target == GradCAMCallback(target=(0, 1)).target
     for wrong in ([], [0, 0], [-1], [True], ["label"]):
         with pytest.raises(ValueError, match=r"`target` as classes must name at least one, none twice"):
             GradCAMCallback(target=wrong)
@@ -173,3 +176,48 @@ def test_a_reference_run_with_other_scores_is_refused():
     expected = "the reference run one has 3 maps of a layer, this run has 6"
     with pytest.warns(UserWarning, match="one asked for 'target label"), pytest.raises(ValueError, match=expected):
         fit([0, 1], "two", drift=Drift(reference_run="one"))
+
+
+def test_the_difference_from_another_run_is_of_the_same_classes():
+    def method(activations, gradients):
+        return activations.abs().sum(1)
+
+    fit([0, 1], "one", method=method)
+    with pytest.warns(UserWarning, match=r"asks for 'target \[2, 1\] · method', one asked"):
+        recorder = fit([2, 1], "two", method=method, drift=Drift(reference_run="one"))
+    found = compare("one", "two", samples="all").runs[1].agreement[-1]
+    assert found.isnan().tolist() == [True, False] * 3
+    expected = 1 - found[~found.isnan()].quantile(0.5)
+    assert recorder.scalars[-1][1]["gradcam/difference_from_one"] == pytest.approx(expected.item())
+
+
+def test_the_filmstrip_says_what_each_map_is_of():
+    callback = GradCAMCallback("net.4", samples=3, target=[2, 0])
+    trainer(callback, max_epochs=1).fit(TinyModule(), loader(), loader())
+    frame = callback._history.tracks["gradcam"].frames[-1]
+    assert frame.classes.tolist() == [2, 0] * 3
+    said = callback._history.classes
+    verdict = (said == torch.tensor([0, 0, 2, 2, 1, 1])).int()  # labels of the samples 0, 8 and 16
+    assert frame.right.tolist() == torch.where(said == frame.classes, verdict, -1).tolist()
+
+
+def test_another_number_of_scores_later_is_said():
+    scores = iter([2, 2, 3, 2])
+
+    def target(output, batch):
+        return output[:, : next(scores)]
+
+    callback = GradCAMCallback("net.4", samples=2, target=target, drift=Drift(noise_floor=False))
+    with pytest.warns(UserWarning, match="`target` gave 2 scores a sample before and 3 now; let it give as many"):
+        trainer(callback, max_epochs=2).fit(TinyModule(), loader(), loader())
+    assert callback._history.count == 2
+
+
+@pytest.mark.parametrize(("classes", "got"), [(torch.zeros(2, dtype=torch.long), r"\(2,\)"), ([[0, 1]] * 2, "list")])
+def test_classes_of_another_shape_are_refused(net, images, classes, got):
+    class Wrong(TopTarget):
+        def classes(self, output, batch):
+            return classes
+
+    with pytest.raises(ValueError, match=rf"`target.classes` must give .* shape \(2, 2\), got {got}"):
+        gradcam(net, images[:2], "4", Wrong(2))

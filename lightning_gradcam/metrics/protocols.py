@@ -240,7 +240,7 @@ def max_box_acc_v2(maps: Tensor, boxes: Tensor, size: tuple[int, int], threshold
         ImportError: If scipy is missing.
     """
     _check_shapes(maps=(maps, "nhw"), boxes=(boxes, "n4"))
-    if thresholds < 1:
+    if not isinstance(thresholds, int) or thresholds < 1:
         raise ValueError(f"`thresholds` must be a number of thresholds, at least 1, got {thresholds}")
     boxed = _area(boxes) > 0
     if not boxed.any():
@@ -293,7 +293,7 @@ def localization_numbers(
     masks: Tensor,
     labels: Tensor | None,
     asked: Tensor | None,
-    k: int = 1,
+    k: int | None = None,
 ) -> dict[str, float]:
     """What a run logs of these protocols for the maps of one layer, each sample's after another.
 
@@ -302,23 +302,24 @@ def localization_numbers(
         boxes: The true boxes ``(n k, 4)``.
         masks: The regions ``(n k, H, W)``.
         labels: The true classes ``(n k,)``, if there are any.
-        asked: The classes ``(n k,)`` that the maps are of, each sample's best first; ``None``: they are not ranked.
-        k: How many maps a sample has.
+        asked: The classes ``(n k,)`` that the maps are of, where they are known.
+        k: How many maps a sample has, those of the most probable classes, best first; ``None``: they are of others.
 
     Returns:
-        ``max_box_acc_v2`` and ``pxap`` over the maps of the labels, or over all where the classes are not ranked or
-        not known; where they are, the errors of :func:`localization_errors`, else ``localization_error_known``, the
-        share of all boxes that :func:`iou` puts at 0.5 or below.
+        ``max_box_acc_v2`` and ``pxap`` over the maps of the labels, or over all where the classes are not known. With
+        ``k`` and labels the errors of :func:`localization_errors`, else ``localization_error_known``, the share of
+        these maps whose box :func:`iou` puts at 0.5 or below.
     """
     size, numbers = _size(masks), {}
-    if asked is None or labels is None:
-        overlaps = iou(segment_boxes(maps, size), boxes)
-        numbers["localization_error_known"] = _share(~(overlaps[~overlaps.isnan()] > 0.5))
-    else:
+    if k is not None and asked is not None and labels is not None:
         of_samples = (one.unflatten(0, (-1, k)) for one in (maps, asked, labels, boxes))
         all_maps, classes, truths, true_boxes = of_samples
         numbers |= localization_errors(all_maps, classes, truths[:, 0], true_boxes[:, 0], size)
+    if asked is not None and labels is not None:
         maps, boxes, masks = (one[asked == labels] for one in (maps, boxes, masks))
+    if not numbers:
+        overlaps = iou(segment_boxes(maps, size), boxes)
+        numbers["localization_error_known"] = _share(~(overlaps[~overlaps.isnan()] > 0.5))
     return numbers | {"max_box_acc_v2": max_box_acc_v2(maps, boxes, size), "pxap": pxap(maps, masks)}
 
 

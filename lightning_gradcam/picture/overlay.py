@@ -54,7 +54,8 @@ def overlay(
         maps: Signed maps ``(n, h, w)``.
         size: Height and width of the result in pixels.
         colormap: A key of :data:`COLORMAPS`.
-        maximum: ``(n,)``, the value of each map that is drawn strongest; ``None``: its own largest one.
+        maximum: ``(n,)``, the value of each map that is drawn strongest, as are larger ones; ``None`` or 0: its own
+            largest one.
         counterfactual: Whether to draw what is negative as well, in a colour of its own on the same scale; each map's
             own largest value is then that of either side.
 
@@ -64,7 +65,7 @@ def overlay(
     grey = F.interpolate(photos[:, None], size, mode="bilinear", antialias=True)[:, 0]
     own = torch.maximum(strongest(maps), strongest(-maps)) if counterfactual else strongest(maps)
     drawn = (own > 0) & own.isfinite()
-    unit = (own if maximum is None else maximum)[:, None, None]
+    unit = (own if maximum is None else torch.where(maximum > 0, maximum, own))[:, None, None]
 
     def levels(side: Tensor) -> Tensor:
         shares = torch.where(drawn[:, None, None], side.relu() / unit, 0).clamp_max(1)
