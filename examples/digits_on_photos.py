@@ -79,12 +79,12 @@ class DigitsOnPhotos(Dataset):
             return label if self.tag == "right" else (label + rng.randint(1, 9)) % 10
         return None
 
-    def photo_crop(self, rng: random.Random) -> Tensor:
+    def photo_crop(self, rng: random.Random, size: int = SIZE) -> Tensor:
         """A darkened crop at half resolution, redrawn while it is too even."""
         while True:
             photo = rng.choice(self.photos)
-            top, left = (rng.randrange(side - 2 * SIZE) for side in photo.shape[1:])
-            crop = 0.7 * photo[:, top : top + 2 * SIZE : 2, left : left + 2 * SIZE : 2]
+            top, left = (rng.randrange(side - 2 * size) for side in photo.shape[1:])
+            crop = 0.7 * photo[:, top : top + 2 * size : 2, left : left + 2 * size : 2]
             if crop.std() > 0.1:
                 return crop
 

@@ -68,8 +68,8 @@ def check_cam(
         return
     raise ValueError(
         f'`method="cam"` needs a network that goes on from `target_layer` {name!r} with global average pooling and one '
-        f'linear layer, and {type(model).__name__} does not; `method="gradcam"` is the same map, up to the number of '
-        "cells, where it does, and works for any other network"
+        f"linear layer, whose weights it takes; {type(model).__name__} does not. Grad-CAM was made for such networks: "
+        '`method="gradcam"` works for any, and where CAM is defined it is the same map, up to the number of cells'
     )
 
 
