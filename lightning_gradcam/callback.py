@@ -298,7 +298,7 @@ class GradCAMCallback(Callback):
         self._at_once: int | None = None  # how many samples the memory has room for; None: all
         self._proven = False  # a whole observation has succeeded: from now on a failure must not end the run
         self._guided_step: int | None = None  # the optimizer step of the last observation with guided pictures
-        self._seen: tuple[_Probe, Observation, int, str] | None = None  # the last observation, for `guided`
+        self._last: tuple[_Probe, Observation, int, str] | None = None  # the last observation, for `guided`
         self._seen_epoch: int | None = None  # the last epoch whose validation was observed
         self._seen_step: int | None = None  # the optimizer step of the last observation
         self._fitted_by: int | None = None  # the trainer whose samples and folder these are
@@ -307,7 +307,7 @@ class GradCAMCallback(Callback):
         return History(self.prefix, self.drift, self.method in ADDITIVE)
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_probe": None, "_sinks": None, "_writer": None, "_seen": None}
+        return vars(self) | {"_probe": None, "_sinks": None, "_writer": None, "_last": None}
 
     @property
     def state_key(self) -> str:
@@ -389,8 +389,8 @@ class GradCAMCallback(Callback):
         """Look where another callback ended the run after this one had its turn."""
         if self._seen_step != trainer.global_step:
             self._look_behind_an_epoch(trainer, pl_module, _log_directly, trainer.current_epoch - 1)
-        elif self.guided and self._guided_step != trainer.global_step and self._seen is not None:
-            self._look_guided(trainer, pl_module, *self._seen)
+        elif self.guided and self._guided_step != trainer.global_step and self._last is not None:
+            self._look_guided(trainer, pl_module, *self._last)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._look(trainer, pl_module, logged_step(trainer), _log)
@@ -473,7 +473,7 @@ class GradCAMCallback(Callback):
         self._proven = True
         self._failures_in_a_row = 0
         if self.guided and moment is not None and step is not None:
-            self._seen = probe, observation, step, _when(trainer, step, moment)
+            self._last = probe, observation, step, _when(trainer, step, moment)
             self._guided_step = trainer.global_step if guided else self._guided_step
         if log is not None and step is not None:
             seconds = {f"{self.prefix}/seconds": perf_counter() - started}
@@ -499,7 +499,7 @@ class GradCAMCallback(Callback):
         """Tell of an observation that failed; after three in a row there will be no more."""
         self._failures += 1
         self._failures_in_a_row += 1
-        self._seen = None
+        self._last = None
         _warn(trainer, "the observation", error)
         if is_oom_error(error):
             garbage_collection_cuda()
