@@ -224,7 +224,7 @@ function shown(t, i) {
   const rights = data.runs.map((run) => run.right[t][i]);
   const verdict = $("verdict").value;
   return (
-    ($("class").value === "" || data.samples[i].label === $("class").value) &&
+    ["class", "group"].every((id) => $(id).value === "" || data.samples[i][id === "class" ? "label" : id] === $(id).value) &&
     (verdict !== "used" || data.samples[i].used) &&
     (verdict !== "right" || rights.every((right) => right === 1)) &&
     (verdict !== "wrong" || rights.some((right) => right === 0))
@@ -330,11 +330,13 @@ $("time").max = moments - 1;
 $("time").value = moments - 1;
 $("time").addEventListener("input", draw);
 $("play").addEventListener("click", startOrStop);
-for (const id of ["colors", "side", "strength", "scale", "sort", "class", "verdict"]) $(id).addEventListener("input", draw);
+for (const id of ["colors", "side", "strength", "scale", "sort", "class", "group", "verdict"]) $(id).addEventListener("input", draw);
 $("blind").addEventListener("input", () => { setNames(); draw(); });
-for (const name of [...new Set(data.samples.map((sample) => sample.label))].filter(Boolean)) {
-  $("class").append(element("option", { value: name, textContent: name }));
+for (const [id, key] of [["class", "label"], ["group", "group"]]) {
+  const names = [...new Set(data.samples.map((sample) => sample[key]))].filter(Boolean);
+  $(id).append(...names.map((name) => element("option", { value: name, textContent: name })));
 }
+$("group").parentElement.hidden = $("group").options.length === 1;
 if (data.runs.length === 1) {
   $("sort").querySelector("[value=difference]").remove();
   $("blind").parentElement.hidden = true;

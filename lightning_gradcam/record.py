@@ -46,7 +46,8 @@ class Record:
     Attributes:
         path: The folder that it was read from.
         about: What is the same for all observations: ``name``, ``id`` and ``started`` of the run, ``settings``,
-            ``fingerprint``, the samples' ``ids`` and ``labels``, and ``class_names``.
+            ``fingerprint``, the samples' ``ids``, ``labels`` and ``groups``, ``class_names``, and ``signed``: whether
+            the negative side of the maps is evidence against the target.
         photos: ``(n, H, W)``, uint8, grey.
         regions: By name, boxes ``(n, 4)`` as x0, y0, x1, y1 in pixels, or masks ``(n, H, W)``.
         epochs: ``(t,)``, counted from 0; -1 before training.

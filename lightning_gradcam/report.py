@@ -71,14 +71,18 @@ def _data(comparison: Comparison) -> dict[str, Any]:
         notes.append(f"This page shows {len(at)} of {len(comparison.moments)} moments.")
     classes = first.about["class_names"] or []
     labels = first.about["labels"] or [None] * len(first.photos)
+    groups = first.about.get("groups") or [""] * len(first.photos)
     samples = [
         {
             "title": f"{called(name)} {_class(label, classes)}".strip(),
             "label": _class(label, classes),
+            "group": str(group),
             "used": bool(used),
             "photo": _photo(photo),
         }
-        for name, label, used, photo in zip(first.about["ids"], labels, comparison.used, first.photos, strict=True)
+        for name, label, group, used, photo in zip(
+            first.about["ids"], labels, groups, comparison.used, first.photos, strict=True
+        )
     ]
     rows = comparison.table()
     return {

@@ -163,7 +163,7 @@ def test_captions_charts_and_labels_say_what_the_records_hold(runs, opened):
     assert label == "Map of #3 a, weak, a ✓ 0.50, epoch 1"
     controls = browser.find_elements("css selector", "input, select, button")
     shown = [control for control in controls if control.is_displayed()]
-    assert len(shown) == len(controls) - 1  # these maps have no other side to show
+    assert len(shown) == len(controls) - 2  # these maps have no other side to show, and these samples no groups
     assert all(control.accessible_name for control in shown)
 
 
@@ -355,3 +355,14 @@ def test_another_class_that_was_asked_for_is_said(opened):
     rows = sample_rows(np.zeros(2), np.full((2, 2), 0.5), np.array([0, 1]), np.ones(2), np.zeros(2), np.array([1, 1]))
     writer.write(0, 1, {"gradcam": np.stack([LEFT, RIGHT])}, rows, {})
     assert text(opened("other"), "#cards").count("for b; a") == 1
+
+
+def test_the_filter_by_group(opened):
+    write("run", [[LEFT, RIGHT]], groups=["tagged", "plain"])
+    browser = opened("run")
+    assert [len(card) for card in pictures(browser)] == [1, 1]
+    both = pictures(browser)
+    choose(browser, "group", "plain")
+    assert pictures(browser) == both[1:]
+    choose(browser, "group", "")
+    assert pictures(browser) == both
