@@ -346,7 +346,31 @@ def fixed_batch(
             f"the images of the samples {broken} hold NaN or infinite values; "
             "mend the data or choose others by `samples=[...]`"
         )
+    for name, region in batch.regions.items():
+        _check_boxes(name, region, batch)
     return batch, Fingerprint.of(batch, length)
+
+
+def _check_boxes(name: str, region: Tensor, batch: Batch) -> None:
+    """Refuse boxes in another form or unit, which would leave wrong numbers without a word."""
+    if region.ndim != 2:
+        return
+    height, width = batch.images.shape[2:]
+    x0, y0, x1, y1 = region.float().unbind(1)
+    there = (x1 != x0) & (y1 != y0)
+    away = there & ((x1 <= 0) | (y1 <= 0) | (x0 >= width) | (y0 >= height))
+    problem = None
+    if ((x1 < x0) | (y1 < y0)).any():
+        problem = "a right or bottom edge before the left or top one, as boxes of x, y, width, height have"
+    elif region.is_floating_point() and there.any() and region.max() <= 1 and (region % 1 != 0).any():
+        problem = "values from 0 to 1 alone, as boxes in fractions of the image have"
+    elif away.any():
+        problem = f"boxes outside the images of {height} x {width} pixels, as those of another resolution"
+    if problem:
+        raise ValueError(
+            f"region {name!r} has {problem}; `batch_fn` must return boxes as x0, y0, x1, y1 in pixels of the images "
+            "that the model gets, right and bottom exclusive"
+        )
 
 
 def shift(batch: Batch) -> Batch:

@@ -408,3 +408,27 @@ def test_groups_are_names_of_the_samples():
         Batch(images, groups=["a", "b"])
     with pytest.raises(ValueError, match=r"the name of a group must be up to 64 letters.* got 'a/b'"):
         Batch(images, groups=["a", "a/b", "a"])
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([8.0, 8, 4, 4], "a right or bottom edge before the left or top one, as boxes of x, y, width, height have"),
+        ([0.25, 0.25, 0.75, 1.0], "values from 0 to 1 alone, as boxes in fractions of the image have"),
+        ([20.0, 4, 30, 12], "boxes outside the images of 16 x 16 pixels, as those of another resolution"),
+        ([-9.0, 4, 0, 12], "boxes outside the images of 16 x 16 pixels"),
+    ],
+)
+def test_boxes_in_another_form_are_refused_before_training(box, message):
+    callback = GradCAMCallback(batch_fn=lambda batch: Batch(*batch, {"cat": torch.tensor([box] * len(batch[0]))}))
+    with pytest.raises(ValueError, match=rf"region 'cat' has {message}.*x0, y0, x1, y1 in pixels"):
+        trainer(callback).fit(TinyModule(), loader(), loader())
+
+
+@pytest.mark.parametrize(
+    "box", [[0, 0, 0, 0], [-1.0, -1, -1, -1], [-2.0, -2, 20, 20], [0, 0, 1, 1], [15.0, 15, 16, 16]]
+)
+def test_boxes_without_an_area_at_the_edge_or_of_a_pixel_are_taken(box):
+    callback = GradCAMCallback(batch_fn=lambda batch: Batch(*batch, {"cat": torch.tensor([box] * len(batch[0]))}))
+    trainer(callback, max_epochs=1).fit(TinyModule(), loader(), loader())
+    assert callback._history.count == 2
