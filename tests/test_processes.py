@@ -48,7 +48,7 @@ calls = 0
 def target(output, batch):
     global calls
     calls += 1
-    if fault == "fault" and calls == 4 and int(os.environ.get("LOCAL_RANK", 0)) == devices - 1:
+    if fault == "fault" and calls == 5 and int(os.environ.get("LOCAL_RANK", 0)) == devices - 1:
         raise RuntimeError("boom on one process")
     return output.gather(1, batch.labels.to(output.device)[:, None])[:, 0]
 
@@ -79,7 +79,9 @@ if callback._probe:
     result |= {"epochs": [frame.epoch for frame in callback._history.tracks["gradcam"].frames]}
 with open(f"{how}-{trainer.global_rank}.json", "w") as file:
     json.dump(result, file)
-torch.distributed.destroy_process_group()  # else a thread of it may end the process with an error now and then
+torch.distributed.barrier()  # all have written
+sys.stderr.flush()
+os._exit(0)  # in its own clean-up a thread of the process group now and then ends the process with an error
 """
 
 
