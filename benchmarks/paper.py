@@ -71,6 +71,14 @@ def main() -> None:
     classes = strong(images).topk(5).indices
     for key, value in localization_errors(top, classes, labels, boxes, SIZE).items():
         show(key + ", %", 100 * value)
+    variants = {
+        "absolute gradients": gradcam(strong, images, target=TopTarget(1), method=absolute),
+        "largest gradients": gradcam(strong, images, target=TopTarget(1), method=largest),
+        "without ReLU, from the least value on": top[:, :1] - top[:, :1].amin((2, 3), keepdim=True),
+    }
+    for name, one in variants.items():
+        error = localization_errors(one, classes[:, :1], labels, boxes, SIZE)["localization_error_top1"]
+        show(f"localization_error_top1, {name}, %", 100 * error)
     show("MaxBoxAccV2, PxAP, of a uniform map", max_box_acc_v2(maps, boxes, SIZE), pxap(maps, masks), masks.mean())
     for tolerance in (0, 3):
         hits = class_average(pointing_game(maps, masks, tolerance), labels)
@@ -132,6 +140,14 @@ def main() -> None:
         show(f"both right ({int(both.sum())}): {name}, share of the map on digit and tag", *inside)
 
     language()
+
+
+def absolute(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    return (gradients.abs().mean((2, 3), keepdim=True) * activations).sum(1)
+
+
+def largest(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    return (gradients.amax((2, 3), keepdim=True) * activations).sum(1)
 
 
 def language() -> None:

@@ -146,17 +146,19 @@ class GradCAMCallback(Callback):
     ``topk_iou``              overlap of the strongest fifth of the cells with the reference; 0 to 1      median
     ``concentration``         how few cells hold the evidence; 0 uniform, 1 one cell; for one grid only   median
     ``strength``              sum of the signed map: evidence for the target, in its own unit; only for   median
-                              the methods with a sign, ``gradcam`` and ``hirescam``
+                              ``gradcam`` and ``hirescam``, whose sum has it
     ``empty_fraction``        share of samples whose map has no positive cell; 0 to 1                     mean
     ``mass_<region>``         share of a map's evidence inside a region; 0 to 1                           mean
     ``lift_<region>``         that, in shares of a uniform map; 1 is no preference                        mean
     ``prediction_flips``      share of samples whose prediction changed since the observation before      mean
-    ``localization_error_…``  see ``localization``: share of samples whose object the box of the map misses:    mean
-                              ``_top1``, and of the top ``k``, for ``target="predicted"`` and
-                              :class:`TopTarget`, where the class must be right too; else ``_known``
-    ``classification_error_`` beside these, ``top1`` and so on: share of samples whose label is not among   mean
-                              the top classes
-    ``max_box_acc_v2``        share of samples whose object the map finds at the threshold that serves best mean
+    ``localization_error_…``  share of samples whose object the box of the map misses, see                mean
+                              ``localization``: ``_top1``, and of the top ``k``, for
+                              ``target="predicted"`` and :class:`TopTarget`, where the class must be
+                              right too; else ``_known``; 0 to 1
+    ``classification_error_`` beside these, ``top1`` and so on: share of samples whose label is not       mean
+                              among the top classes; 0 to 1
+    ``max_box_acc_v2``        share of samples whose object a box of the map finds, at the threshold      mean
+                              that serves best; 0 to 1
     ``pxap``                  average precision of the maps' pixels against the region; 0 to 1
     ``seconds``               what the observation took on the calling thread
     ``guided_seconds``        what the guided pictures took, where they follow the last observation
@@ -202,7 +204,7 @@ class GradCAMCallback(Callback):
             training on as many samples.
         localization: The region that holds each sample's object: log how well the maps find it by the published
             protocols of weakly supervised localization, see :mod:`lightning_gradcam.metrics.protocols`. It needs
-            scipy, and takes some 40 ms a sample of 224 pixels.
+            scipy (``pip install "lightning-gradcam[localization]"``), and takes some 40 ms a sample of 224 pixels.
         record: Whether to keep maps and numbers on disk, for :class:`Record` and the command ``lightning-gradcam``:
             in ``<prefix>/`` in the run's folder, or in the folder that is named. About 5 KB an observation.
         prefix: What every key starts with.
@@ -811,6 +813,7 @@ class GradCAMCallback(Callback):
                 "precision": str(trainer.precision),
             },
             **_samples_of(batch, probe.fingerprint),
+            "groups": list(batch.groups),
             "class_names": None if probe.class_names is None else list(probe.class_names),
             "signed": self.method in SIGNED or self.method not in METHODS.values(),
         }
@@ -927,6 +930,8 @@ class GradCAMCallback(Callback):
     def _key(self, probe: _Probe, prefix: str, maps: Tensor) -> str:
         """The line at a picture's foot, behind its colour bar."""
         scale = "the sample's maximum in the run" if self.display.scale == "run" else "each map's maximum"
+        if self.display.counterfactual and self.display.scale == "sample":
+            scale = "the larger side's maximum"
         return f"0 to {scale} · {probe.layers[prefix]} {tuple(maps.shape[1:])} · {self._question}"
 
     def _tell(self, probe: _Probe, prefix: str, maps: Tensor, reading: Reading, trainer: Trainer) -> None:

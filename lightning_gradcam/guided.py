@@ -92,21 +92,21 @@ def guided_gradients(
         if not batch.images.is_floating_point():
             raise ValueError(
                 f"guided backpropagation asks for the gradient at the images, and {batch.images.dtype} has none; give "
-                "floating-point images, or leave `guided` out"
+                "floating-point images"
             )
         images = batch.images.requires_grad_()
         scores = score(target, forward(batch), batch).reshape(n, -1).sum(0)
         if not relus.calls:
             raise ValueError(
                 f"guided backpropagation is made for ReLUs, and the forward of {type(model).__name__} calls none: "
-                "others, such as GELU and SiLU, pass gradients as they always do; leave `guided` out"
+                "others, such as GELU and SiLU, pass gradients as they always do; Grad-CAM itself needs none"
             )
         gradients = [_gradient(column, images, i < len(scores) - 1) for i, column in enumerate(scores)]
     known = [gradient for gradient in gradients if gradient is not None]
     if len(known) < len(gradients):
         raise ValueError(
             "the score has no gradient at the images: the forward detaches it or runs a part under `no_grad`, so there "
-            "is no guided backpropagation; leave `guided` out"
+            "is no guided backpropagation; Grad-CAM itself asks for less"
         )
     return torch.stack(known, 1).flatten(0, 1).float().cpu()
 
@@ -122,7 +122,7 @@ def _gradient(score: Tensor, images: Tensor, more: bool) -> Tensor | None:
             raise
         raise ValueError(
             "a re-entrant checkpoint runs its part of the model anew where ReLUs cannot be reached; use "
-            "`torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`, or leave `guided` out"
+            "`torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`"
         ) from error
 
 

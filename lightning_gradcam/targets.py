@@ -265,7 +265,9 @@ def as_target(target: str | int | Sequence[int] | Target) -> Target:
         return TARGETS[target]
     if isinstance(target, Sequence):
         if not target or not all(map(_is_class, target)) or len(set(target)) < len(target):
-            raise ValueError(f"`target` as classes must name at least one, none twice, each at least 0, got {target!r}")
+            raise ValueError(
+                f"`target` as classes must be indices, at least one, none twice, 0 or above, got {target!r}"
+            )
         return _Classes(tuple(int(index) for index in target))
     if isinstance(target, Integral) and not isinstance(target, bool):
         if target < 0:
@@ -273,7 +275,8 @@ def as_target(target: str | int | Sequence[int] | Target) -> Target:
         return partial(class_score, index=int(target))
     if callable(target) and not isinstance(target, type):
         return target
-    raise TypeError(f"{allowed}, got {type(target).__name__}")
+    got = f"the class {target.__name__}; make an instance" if isinstance(target, type) else type(target).__name__
+    raise TypeError(f"{allowed}, got {got}")
 
 
 @dataclass(frozen=True)
@@ -329,7 +332,7 @@ def _labels(batch: Batch, outputs: int) -> Tensor:
     if labels is None:
         raise ValueError(
             '`target="label"` needs labels and the batch has none; '
-            'return them from `batch_fn`, or use `target="predicted"` or a class index'
+            'give `labels`, in a run from `batch_fn`, or use `target="predicted"` or a class index'
         )
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]

@@ -14,10 +14,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import lightning_gradcam
-from lightning_gradcam import Batch, GradCAMCallback, faithfulness, report
-from lightning_gradcam.metrics import localization, protocols
+from lightning_gradcam import Batch, GradCAMCallback
+from lightning_gradcam.metrics import localization
 
 PAGE = (Path(__file__).parent.parent / "docs" / "paper.md").read_text(encoding="utf-8")
+IMPORTS = re.findall(r"```python\n(.*?)```", PAGE.partition("\n## ")[0], re.S)[0]
 SECTIONS: dict[str, str] = dict(re.findall(r"^## (.+)\n((?:(?!^## ).*\n?)*)", PAGE, re.M))
 CODE = {title: "\n".join(re.findall(r"```python\n(.*?)```", text, re.S)) for title, text in SECTIONS.items()}
 CLASSES, SIZE = 6, 48
@@ -60,16 +61,13 @@ def names(net):
     """What the page calls things by."""
     images = torch.rand(CLASSES, 3, SIZE, SIZE)
     boxes = torch.tensor([[8, 8, 40, 32]] * CLASSES)
-    known = {name: getattr(lightning_gradcam, name) for name in lightning_gradcam.__all__}
-    for module in (protocols, localization, faithfulness):
-        known |= {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    known = {}
+    exec(IMPORTS, known)
     masks = localization.box_masks(boxes, (SIZE, SIZE))
     labels = net(images).argmax(1)
     labels[0] = (labels[0] + 1) % CLASSES  # one is classified wrongly
     top = net(images).topk(5).indices
     return known | {
-        "torch": torch,
-        "F": F,
         "model": net,
         "images": images,
         "labels": labels,
@@ -77,7 +75,6 @@ def names(net):
         "masks": masks,
         "shown": masks[:, None] * (top == labels[:, None])[..., None, None],
         "names": [f"concept {i}" for i in range(8)],
-        "write_page": report.write_page,
         "read_batch": lambda batch: Batch(*batch, {"object": boxes[: len(batch[0])]}),
         "read_captions": lambda batch: Batch(batch[0], inputs=batch[1][:, None] % 2 + torch.tensor([0, 1, 2])),
         "run_captioner": lambda module, batch: module.caption(batch.images, batch.inputs),
@@ -103,6 +100,7 @@ def test_every_row_has_a_section_with_at_most_five_lines_and_every_section_a_row
     assert [title for title, _ in rows] == list(SECTIONS)
     assert [anchor for _, anchor in rows] == [re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in SECTIONS]
     assert {line.count(" | ") for line in PAGE.splitlines() if line.startswith("| ") and "---" not in line} == {3}
+    assert all(f"`{name}`" in PAGE for name in ("shown", "names", "read_batch", "read_captions", "run_captioner"))
     for title, code in CODE.items():
         assert 1 <= len([line for line in code.splitlines() if line.strip()]) <= 5, title
 

@@ -309,7 +309,9 @@ def test_segment_boxes_without_scipy(monkeypatch):
         lambda: max_box_acc_v2(maps, boxes, (4, 4)),
         lambda: localization_errors(maps[None], torch.zeros(1, 1), torch.zeros(1), boxes, (4, 4)),
     ):
-        with pytest.raises(ImportError, match=r"scipy, which is not installed: pip install scipy"):
+        with pytest.raises(
+            ImportError, match=r"scipy, which is not installed: pip install .lightning-gradcam.localization"
+        ):
             function()
     assert pointing_game(maps, torch.ones(1, 4, 4)).tolist() == [1]
     assert pxap(maps, torch.ones(1, 4, 4)) == 1

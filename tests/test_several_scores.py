@@ -100,11 +100,11 @@ def test_refuses_what_names_no_classes(net, images):
         TopTarget(0)
     with pytest.raises(ValueError, match="`k` must be at most the model's 3 classes, got 4"):
         gradcam(net, images, "4", TopTarget(4))
-    with pytest.raises(TypeError, match="several of these or a function, got type"):
+    with pytest.raises(TypeError, match="several of these or a function, got the class TopTarget; make an"):
         GradCAMCallback(target=TopTarget)
     assert GradCAMCallback(target=range(2)).target == GradCAMCallback(target=(0, 1)).target
     for wrong in ([], [0, 0], [-1], [True], ["label"]):
-        with pytest.raises(ValueError, match=r"`target` as classes must name at least one, none twice"):
+        with pytest.raises(ValueError, match=r"`target` as classes must be indices, at least one, none twice"):
             GradCAMCallback(target=wrong)
     with pytest.raises(ValueError, match="`target` 3 is outside the model's 3 classes"):
         gradcam(net, images, "4", [0, 3])

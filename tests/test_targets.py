@@ -80,7 +80,7 @@ def test_no_prediction_from_other_outputs():
 @pytest.mark.parametrize(
     ("target", "output", "labels", "message"),
     [
-        ("label", LOGITS, None, '`target="label"` needs labels and the batch has none; return them from `batch_fn`'),
+        ("label", LOGITS, None, '`target="label"` needs labels and the batch has none; give `labels`'),
         ("label", LOGITS, [1, 3], "label 3 is outside the model's 3 classes, 0 to 2"),
         ("label", LOGITS, [-1, 0], "label -1 is outside the model's 3 classes, 0 to 2"),
         ("label", LOGITS, [0.5, 0], "label 0.5 is outside the model's 3 classes"),

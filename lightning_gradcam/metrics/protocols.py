@@ -384,7 +384,10 @@ def _segments(above: np.ndarray) -> tuple[Tensor, Tensor]:
     try:
         from scipy import ndimage
     except ImportError as error:
-        raise ImportError("segments of a map are found by scipy, which is not installed: pip install scipy") from error
+        raise ImportError(
+            "segments of a map are found by scipy, which is not installed: "
+            'pip install "lightning-gradcam[localization]"'
+        ) from error
     labels = np.zeros(above.shape, dtype=np.int32)
     ndimage.label(above, structure=np.ones((3, 3)), output=labels)
     slices = ndimage.find_objects(labels)
