@@ -154,8 +154,8 @@ def language() -> None:
     """Captions and questions, on 100 held-out scenes of two digits."""
     example.seed_everything(0)
     captioner, answerer = captioning.Captioner(scenes.trained_features()), vqa.Answerer(scenes.trained_features())
-    for model in (captioner, answerer):
-        scenes.fit(model, scenes.Scenes(train=True), scenes.Scenes(), False, 22, [])
+    for model, epochs in ((captioner, 22), (answerer, 16)):
+        scenes.fit(model, scenes.Scenes(train=True), scenes.Scenes(), False, epochs, [])
         model.eval().requires_grad_(False)
     held_out = {name: values[:100] for name, values in scenes.held_out().items()}
     size = (scenes.SIDE, scenes.SIDE)

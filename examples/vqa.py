@@ -66,7 +66,7 @@ def read_batch(batch: dict) -> Batch:
         digits[scene, asked].flatten(),
         {"digit": boxes[scene, asked].flatten(0, 1), "other": boxes[scene, 1 - asked].flatten(0, 1)},
         inputs=torch.cat([torch.arange(3).expand(3 * n, 3), 3 + kinds[:, None]], 1),
-        ids=[f"which digit is {KINDS[kind]}?" for kind in kinds],
+        ids=[f"{KINDS[kind]}: which digit is {KINDS[kind]}?" for kind in kinds],  # small pictures show its start alone
         groups=[KINDS[kind] for kind in kinds],
     )
 
@@ -87,7 +87,7 @@ def main() -> None:
     seed_everything(args.seed)
     model = Answerer(trained_features())
     watch = GradCAMCallback(
-        batch_fn=read_batch, forward_fn=answer, samples=6, prefix="answer", display=Display(tile=208)
+        batch_fn=read_batch, forward_fn=answer, samples=6, prefix="answer", display=Display(tile=232)
     )
     fit(model, Scenes(train=True), Scenes(), make_logger(args.logger, run), args.epochs, [watch])
 
