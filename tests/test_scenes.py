@@ -93,7 +93,7 @@ def test_the_answer_to_a_question_is_the_digit_in_its_box(examples, batch):
     for i, kind in enumerate(rows.groups):
         scene = i // 3
         digit = right_digit[kind][scene]
-        assert rows.ids[i] == f"which digit is {kind}?"
+        assert rows.ids[i] == f"{kind}: which digit is {kind}?"
         assert [module.WORDS[word] for word in rows.inputs[i]] == ["which", "digit", "is", kind]
         assert rows.labels[i] == batch["digits"][scene, digit]
         assert torch.equal(rows.regions["digit"][i], batch["boxes"][scene, digit])
