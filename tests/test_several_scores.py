@@ -124,6 +124,8 @@ def test_captions_of_several_maps_a_sample():
     ]  # fmt: skip
     # Right: what is there; wrong: what is predicted and not there; neither: what is neither.
     assert [caption.right for caption in found] == [True, None, False, True]
+    found = captions(batch, maps, said.repeated(2), None, None, torch.tensor([0, 7, 0, 1]), 2)
+    assert found[1].prediction == ("for 7", "")  # a class of the target's own, which the model has no probability of
     found = captions(batch, maps, None, None, torch.tensor([0.5] * 4), None, 2)
     assert [caption.prediction for caption in found] == [("score 1", "Δ0.50"), ("score 2", "Δ0.50")] * 2
 

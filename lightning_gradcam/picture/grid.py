@@ -92,7 +92,7 @@ def captions(
                 right = True if int(asked[i]) in truths else right if int(asked[i]) == chosen else None
                 chosen = int(asked[i])
             said = ("x " if right is False else "") + f"{'pred' if k == 1 else 'for'} {name(chosen)}"
-            confidence = f"{row[chosen]:.2f}"
+            confidence = f"{row[chosen]:.2f}" if chosen in range(len(row)) else ""
         if k > 1 and (asked is None or prediction is None):
             said, confidence, right = f"score {i % k + 1}", "", None
         if drift is not None and not drift[i].isnan():
