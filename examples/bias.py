@@ -63,7 +63,8 @@ def watched() -> list[int]:
 
 
 def fit(model: Classifier, run: str, logger: Logger, epochs: int) -> None:
-    fit_on(HalfTagged(run), model, logger, epochs, [GradCAMCallback(batch_fn=read_batch, samples=watched())])
+    watch = GradCAMCallback(batch_fn=read_batch, samples=watched())
+    fit_on(model, HalfTagged(run), DigitsOnPhotos("right"), logger, epochs, [watch])
 
 
 def main() -> None:

@@ -143,10 +143,18 @@ def read_batch(batch: dict) -> Batch:
 def fit(model: Classifier, run: str, logger: Logger, epochs: int) -> None:
     pictures = DigitsOnPhotos(TRAINING_TAG[run], train=True)
     callbacks = [GradCAMCallback(batch_fn=read_batch)] + [RemoveTag(pictures)] * (run == "recovered")
-    fit_on(pictures, model, logger, epochs, callbacks)
+    fit_on(model, pictures, DigitsOnPhotos("right"), logger, epochs, callbacks)
 
 
-def fit_on(pictures: DigitsOnPhotos, model: Classifier, logger: Logger, epochs: int, callbacks: list[Callback]) -> None:
+def fit_on(
+    model: LightningModule,
+    train: Dataset,
+    val: Dataset,
+    logger: Logger | bool,
+    epochs: int,
+    callbacks: list[Callback],
+    num_workers: int = 2,
+) -> None:
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -156,9 +164,12 @@ def fit_on(pictures: DigitsOnPhotos, model: Classifier, logger: Logger, epochs: 
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    workers = {"num_workers": 2, "persistent_workers": True}
-    train = DataLoader(pictures, batch_size=64, shuffle=True, **workers)
-    trainer.fit(model, train, DataLoader(DigitsOnPhotos("right"), batch_size=400, **workers))
+    workers = {"num_workers": num_workers, "persistent_workers": True}
+    trainer.fit(
+        model,
+        DataLoader(train, batch_size=64, shuffle=True, **workers),
+        DataLoader(val, batch_size=400, **workers),
+    )
 
 
 @torch.no_grad()

@@ -9,11 +9,10 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from digits_on_photos import DIGIT, Classifier, DigitsOnPhotos
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import Logger
+from digits_on_photos import DIGIT, Classifier, DigitsOnPhotos, fit_on
+from pytorch_lightning import LightningModule
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lightning_gradcam import Batch, gradcam
 from lightning_gradcam.metrics.localization import box_masks, mass
@@ -21,6 +20,8 @@ from lightning_gradcam.metrics.localization import box_masks, mass
 SIDE, GAP = 64, 3  # of a scene, and between two digits, in pixels
 CHANNELS = 64  # of the maps that are looked at
 UNIFORM = DIGIT**2 / SIDE**2  # the share of a uniform map that lies on one digit
+
+fit = partial(fit_on, num_workers=1)
 
 
 class Scenes(DigitsOnPhotos):
@@ -98,22 +99,6 @@ def trained_features(epochs: int = 15) -> nn.Module:
     classifier = Classifier()
     fit(classifier, DigitsOnPhotos("no", train=True), DigitsOnPhotos("no"), False, epochs, [])
     return classifier.features
-
-
-def fit(
-    model: LightningModule, train: Dataset, val: Dataset, logger: Logger | bool, epochs: int, callbacks: list[Callback]
-) -> None:
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=logger,
-        log_every_n_steps=10,
-        callbacks=callbacks,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
-    loaded = partial(DataLoader, num_workers=1, persistent_workers=True)
-    trainer.fit(model, loaded(train, batch_size=64, shuffle=True), loaded(val, batch_size=400))
 
 
 def held_out() -> dict:
