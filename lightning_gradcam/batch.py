@@ -76,9 +76,9 @@ class Batch:
                     f"got {tuple(region.shape)}"
                 )
         for name in ("ids", "groups"):
-            if isinstance(getattr(self, name), str):
-                raise TypeError(f"`{name}` must name each sample, got one text, {getattr(self, name)!r}")
             value = getattr(self, name)
+            if isinstance(value, str):
+                raise TypeError(f"`{name}` must name each sample, got one text, {value!r}")
             if isinstance(value, (Tensor, np.ndarray)):  # as collated
                 value = value.tolist()
                 object.__setattr__(self, name, value)
@@ -112,6 +112,13 @@ class Batch:
         cut = replace(self, ids=(), groups=())
         cut = cut.apply(lambda tensor: tensor[samples] if tensor.ndim and len(tensor) == n else tensor)
         return replace(cut, ids=self.ids[samples], groups=self.groups[samples])
+
+    def parts(self, at_once: int | None) -> list[Batch]:
+        """The batch in parts of so many samples; ``None``: as one."""
+        n = len(self.images)
+        if at_once is None or at_once >= n:
+            return [self]
+        return [self.part(slice(start, start + at_once)) for start in range(0, n, at_once)]
 
 
 def called(sample: int | str) -> str:

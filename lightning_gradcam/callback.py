@@ -46,7 +46,7 @@ from lightning_gradcam.batch import (
     shift,
 )
 from lightning_gradcam.compare import unlike
-from lightning_gradcam.functional import Observation, observe
+from lightning_gradcam.functional import Observation, default_forward, observe
 from lightning_gradcam.guided import guide, guided_gradients
 from lightning_gradcam.history import ROWS, Beside, Drift, History, Moment, Reading, by_group
 from lightning_gradcam.isolation import usual_defaults
@@ -70,11 +70,6 @@ _Log = Callable[[Trainer, LightningModule, dict[str, float], int], None]
 _GUIDED_EVERY = 10  # observations
 _ENOUGH = 3  # failures in a row after which the callback is switched off
 _LAYOUT = 1  # of the state in a checkpoint; raise it with every change of what `state_dict` gives
-
-
-def default_forward(pl_module: LightningModule, batch: Batch) -> Any:
-    """Call the module on the images."""
-    return pl_module(batch.images)
 
 
 @dataclass(frozen=True)
@@ -460,13 +455,13 @@ class GradCAMCallback(Callback):
             if log is not None and step is not None:
                 log(trainer, pl_module, {f"{self.prefix}/failures": float(self._failures)}, step)
             return
+        when = _when(trainer, step, moment)
         # On the first process only: what fails here must not keep the numbers from any logger or process.
         try:
             if trainer.is_global_zero:
                 with usual_defaults():
-                    self._show(probe, observation, reading, trainer, step, moment)
+                    self._show(probe, observation, reading, trainer, step, moment, when)
                     if gradients is not None:
-                        when = _when(trainer, step, moment)
                         self._show_guided(probe, observation, gradients, trainer, step, when)
         except Exception as error:
             if not self._proven or self.on_error == "raise":
@@ -475,7 +470,7 @@ class GradCAMCallback(Callback):
         self._proven = True
         self._failures_in_a_row = 0
         if self.guided and moment is not None and step is not None:
-            self._last = probe, observation, step, _when(trainer, step, moment)
+            self._last = probe, observation, step, when
             self._guided_step = trainer.global_step if guided else self._guided_step
         if log is not None and step is not None:
             seconds = {f"{self.prefix}/seconds": perf_counter() - started}
@@ -590,7 +585,7 @@ class GradCAMCallback(Callback):
 
     def _gradients(self, trainer: Trainer, pl_module: LightningModule, batch: Batch) -> Tensor:
         def look(at_once: int | None) -> Tensor:
-            return guided_gradients(pl_module, batch, forward, self.target, at_once)
+            return guided_gradients(pl_module, batch, forward, self.target, at_once).flatten(0, -4)
 
         forward = partial(self._forward, trainer, pl_module)
         return self._within_memory(trainer, len(batch.images), look)
@@ -765,6 +760,7 @@ class GradCAMCallback(Callback):
         trainer: Trainer,
         step: int | None,
         moment: Moment | None,
+        when: str,
     ) -> None:
         """Draw the pictures of each layer and hand them to the loggers; without ``step`` only draw."""
         if self._sinks is None:
@@ -774,7 +770,6 @@ class GradCAMCallback(Callback):
                 self._writer = self._open_record(trainer, probe, folder)
         if self._writer and moment is not None:
             self._keep(self._writer, trainer, probe, observation, reading, moment)
-        when = _when(trainer, step, moment)
         for prefix, maps in probe.maps(observation).items():
             drift = reading.drift[prefix]
             said, asked = observation.prediction, observation.classes

@@ -152,7 +152,7 @@ def _gradients(
         try:
             gradients = [
                 torch.autograd.grad(column, leaves, allow_unused=True, retain_graph=more)
-                for column, more in _columns(scores)
+                for column, more in columns(scores)
             ]
         except RuntimeError as error:
             if "checkpoint" not in str(error).lower():
@@ -163,9 +163,9 @@ def _gradients(
     return scores, {name: _stacked(scores, one) for name, one in zip(taps, zip(*gradients, strict=True), strict=True)}
 
 
-def _columns(scores: Tensor) -> list[tuple[Tensor, bool]]:
-    """The sum over samples of each of their scores, and whether another one follows."""
-    sums = scores[:, None].sum(0) if scores.ndim == 1 else scores.sum(0)
+def columns(scores: Tensor) -> list[tuple[Tensor, bool]]:
+    """Of scores ``(n,)`` or ``(n, k)`` the sum over samples of each, and whether another one follows."""
+    sums = scores.reshape(len(scores), -1).sum(0)
     return [(column, i < len(sums) - 1) for i, column in enumerate(sums)]
 
 
@@ -182,7 +182,7 @@ def _gradients_by_backward(
         leaf.retain_grad()
     scores = score(output)
     gradients: dict[str, list[Tensor]] = {name: [] for name in taps}
-    for column, more in _columns(scores):
+    for column, more in columns(scores):
         if column.requires_grad:
             column.backward(retain_graph=more)
         for name, leaf in leaves.items():

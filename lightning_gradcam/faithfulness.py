@@ -17,10 +17,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lightning_gradcam.batch import Batch
-from lightning_gradcam.functional import observe
+from lightning_gradcam.functional import check_shaped, default_forward, observe
 from lightning_gradcam.isolation import borrowed
 from lightning_gradcam.layers import Layer, check_layers, locate
 from lightning_gradcam.layout import Grid, Layout, as_layout
@@ -29,11 +28,6 @@ from lightning_gradcam.targets import Target, as_target, label, logits, predict,
 
 Baseline = float | Sequence[float] | Tensor | Callable[[Tensor], Tensor]
 Forward = Callable[[nn.Module, Batch], Any]
-
-
-def default_forward(model: nn.Module, batch: Batch) -> Any:
-    """Run the model on the images alone."""
-    return model(batch.images)
 
 
 def occlusion(
@@ -318,8 +312,7 @@ def _varies(maps: Tensor) -> Tensor:
 def _check(model: nn.Module, batch: Batch, at_once: int | None) -> None:
     if not isinstance(batch, Batch):
         raise TypeError(f"`batch` must be a `Batch`, got {type(batch).__name__}; write `Batch(images, labels)`")
-    if any(is_lazy(parameter) for parameter in model.parameters()):
-        raise ValueError(f"{type(model).__name__} has layers without a shape; run it once on a batch before")
+    check_shaped(model)
     if at_once is not None:
         _check_number("at_once", at_once, 1)
 
@@ -349,9 +342,8 @@ def _runner(model: nn.Module, forward_fn: Forward) -> Callable[[Batch], Any]:
 
 def _answers(batch: Batch, ask: Target, run: Callable[[Batch], Any], at_once: int | None) -> Tensor:
     """The score of each sample, ``(n,)``, where the model computes."""
-    n = len(batch.images)
-    parts = (batch.part(slice(start, start + (at_once or n))) for start in range(0, n, at_once or n))
-    scores = torch.cat([score(ask, run(part), part) for part in parts]).reshape(n, -1)
+    scores = torch.cat([score(ask, run(part), part) for part in batch.parts(at_once)])
+    scores = scores.reshape(len(scores), -1)
     _check_single(scores.shape[1])
     return scores[:, 0]
 

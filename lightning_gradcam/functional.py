@@ -70,9 +70,8 @@ def observe(
     Raises:
         ValueError: See :func:`~lightning_gradcam.capture.capture`; also if a layer gives no spatial map.
     """
-    if at_once is not None and at_once < len(batch.images):
-        starts = range(0, len(batch.images), at_once)
-        parts = [batch.part(slice(start, start + at_once)) for start in starts]
+    parts = batch.parts(at_once)
+    if len(parts) > 1:
         return _join([observe(model, part, layouts, forward, target, method) for part in parts])
     with torch.inference_mode(False):  # what was made in inference mode could take no part in a graph
         batch = batch.apply(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
@@ -124,6 +123,17 @@ def _join(parts: Sequence[Observation]) -> Observation:
         prediction,
         (sum(part.shape[0] for part in parts), *parts[0].shape[1:]),
     )
+
+
+def default_forward(model: nn.Module, batch: Batch) -> Any:
+    """Call the model on the images alone."""
+    return model(batch.images)
+
+
+def check_shaped(model: nn.Module) -> None:
+    """Refuse a model with lazy layers, whose first forward would give them a shape."""
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise ValueError(f"{type(model).__name__} has layers without a shape; run it once on a batch before")
 
 
 def gradcam(
@@ -211,8 +221,7 @@ def _look(
     """Observe one layer; also the layer's name."""
     ask, compute = as_target(target), as_method(method)
     batch = Batch(images, labels)
-    if any(is_lazy(parameter) for parameter in model.parameters()):
-        raise ValueError(f"{type(model).__name__} has layers without a shape; run it once on a batch before")
+    check_shaped(model)
 
     def forward(batch: Batch) -> Any:
         return model(batch.images.clone())

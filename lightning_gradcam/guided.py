@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_gradcam.batch import Batch
-from lightning_gradcam.functional import gradcam
+from lightning_gradcam.capture import columns
+from lightning_gradcam.functional import default_forward, gradcam
 from lightning_gradcam.isolation import borrowed
 from lightning_gradcam.layers import Layer
 from lightning_gradcam.layout import Grid, Layout
@@ -72,8 +74,7 @@ def guided_gradients(
         at_once: How many samples to run at a time, to save memory; ``None``: all.
 
     Returns:
-        ``(n, c, H, W)``, float32 on the CPU; of several scores a sample ``(n k, c, H, W)``, those of a sample one
-        after another.
+        ``(n, c, H, W)``, float32 on the CPU; of several scores a sample ``(n, k, c, H, W)``.
 
     Raises:
         ValueError: If the forward calls no ReLU, or the score has no gradient at the images.
@@ -81,9 +82,8 @@ def guided_gradients(
     Cost: a forward that keeps its graph and a backward down to the images for each score; with a forward's memory for
     training, but for the gradients of parameters.
     """
-    n = len(batch.images)
-    if at_once is not None and at_once < n:
-        parts = [batch.part(slice(start, start + at_once)) for start in range(0, n, at_once)]
+    parts = batch.parts(at_once)
+    if len(parts) > 1:
         return torch.cat([guided_gradients(model, part, forward, target) for part in parts])
     with borrowed(model), torch.enable_grad(), GuidedReLUs() as relus:
         for parameter in model.parameters():
@@ -95,20 +95,20 @@ def guided_gradients(
                 "floating-point images"
             )
         images = batch.images.requires_grad_()
-        scores = score(target, forward(batch), batch).reshape(n, -1).sum(0)
+        scores = score(target, forward(batch), batch)
         if not relus.calls:
             raise ValueError(
                 f"guided backpropagation is made for ReLUs, and the forward of {type(model).__name__} calls none: "
                 "others, such as GELU and SiLU, pass gradients as they always do; Grad-CAM itself needs none"
             )
-        gradients = [_gradient(column, images, i < len(scores) - 1) for i, column in enumerate(scores)]
+        gradients = [_gradient(column, images, more) for column, more in columns(scores)]
     known = [gradient for gradient in gradients if gradient is not None]
     if len(known) < len(gradients):
         raise ValueError(
             "the score has no gradient at the images: the forward detaches it or runs a part under `no_grad`, so there "
             "is no guided backpropagation; Grad-CAM itself asks for less"
         )
-    return torch.stack(known, 1).flatten(0, 1).float().cpu()
+    return torch.stack(known, 1).reshape(*scores.shape, *images.shape[1:]).float().cpu()
 
 
 def _gradient(score: Tensor, images: Tensor, more: bool) -> Tensor | None:
@@ -166,16 +166,7 @@ def guided_backprop(
         ValueError: If the forward calls no ReLU, see :class:`GuidedReLUs`, or an argument is wrong.
         TypeError: If an argument is of another type.
     """
-    batch, ask = Batch(images, labels), as_target(target)
-    shapes: list[tuple[int, ...]] = []
-
-    def noted(output: Any, batch: Batch) -> Tensor:
-        scores = score(ask, output, batch)
-        shapes.append(tuple(scores.shape))
-        return scores
-
-    gradients = guided_gradients(model, batch, lambda batch: model(batch.images), noted)
-    return gradients.unflatten(0, shapes[0])
+    return guided_gradients(model, Batch(images, labels), partial(default_forward, model), as_target(target))
 
 
 def guided_gradcam(

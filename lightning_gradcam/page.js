@@ -220,11 +220,13 @@ function agreement(t, i) {
 
 const driftOf = (t, i) => Math.max(-1, ...data.runs.map((run) => run.drift[t][i] ?? -1));
 
+const FILTERS = { class: "label", group: "group" }; // a control, and what it asks of a sample
+
 function shown(t, i) {
   const rights = data.runs.map((run) => run.right[t][i]);
   const verdict = $("verdict").value;
   return (
-    ["class", "group"].every((id) => $(id).value === "" || data.samples[i][id === "class" ? "label" : id] === $(id).value) &&
+    Object.entries(FILTERS).every(([id, key]) => $(id).value === "" || data.samples[i][key] === $(id).value) &&
     (verdict !== "used" || data.samples[i].used) &&
     (verdict !== "right" || rights.every((right) => right === 1)) &&
     (verdict !== "wrong" || rights.some((right) => right === 0))
@@ -332,7 +334,7 @@ $("time").addEventListener("input", draw);
 $("play").addEventListener("click", startOrStop);
 for (const id of ["colors", "side", "strength", "scale", "sort", "class", "group", "verdict"]) $(id).addEventListener("input", draw);
 $("blind").addEventListener("input", () => { setNames(); draw(); });
-for (const [id, key] of [["class", "label"], ["group", "group"]]) {
+for (const [id, key] of Object.entries(FILTERS)) {
   const names = [...new Set(data.samples.map((sample) => sample[key]))].filter(Boolean);
   $(id).append(...names.map((name) => element("option", { value: name, textContent: name })));
 }

@@ -61,9 +61,7 @@ def label(output: Any, batch: Batch) -> Tensor:
     labels = _labels(batch, scores.shape[1]).to(scores.device)
     if labels.ndim == 2:
         return (scores * labels).sum(1)
-    if scores.shape[1] == 1:
-        return scores[:, 0] * (2 * labels - 1)
-    return scores.gather(1, labels[:, None])[:, 0]
+    return two_sided(scores).gather(1, labels[:, None])[:, 0]
 
 
 def predicted(output: Any, batch: Batch) -> Tensor:
@@ -74,11 +72,11 @@ def predicted(output: Any, batch: Batch) -> Tensor:
 
 def class_score(output: Any, batch: Batch, *, index: int) -> Tensor:
     """The logit of one class for all samples, ``(n,)``; for a one-logit head its negative for class 0."""
-    scores = logits(output, len(batch.images))
-    classes = max(2, scores.shape[1])
+    scores = two_sided(logits(output, len(batch.images)))
+    classes = scores.shape[1]
     if index >= classes:
         raise ValueError(f"`target` {index} is outside the model's {classes} classes, 0 to {classes - 1}")
-    return scores[:, 0] * (2 * index - 1) if scores.shape[1] == 1 else scores[:, index]
+    return scores[:, index]
 
 
 def two_sided(scores: Tensor) -> Tensor:
