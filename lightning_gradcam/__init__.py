@@ -1,15 +1,20 @@
 """Show where a vision model looks while it trains."""
 
-from lightning_gradcam.batch import Batch, balanced
-from lightning_gradcam.callback import GradCAMCallback
-from lightning_gradcam.compare import compare
-from lightning_gradcam.explanation import explain
-from lightning_gradcam.functional import gradcam, neuron_importance
-from lightning_gradcam.guided import GuidedReLUs, guided_backprop, guided_gradcam
-from lightning_gradcam.history import Drift
-from lightning_gradcam.picture.display import Display
-from lightning_gradcam.record import Record
-from lightning_gradcam.targets import DetectionTarget, SegmentationTarget, TopTarget
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_gradcam.attribution.batch import Batch
+    from lightning_gradcam.attribution.functional import gradcam, neuron_importance
+    from lightning_gradcam.attribution.guided import GuidedReLUs, guided_backprop, guided_gradcam
+    from lightning_gradcam.attribution.targets import DetectionTarget, SegmentationTarget, TopTarget
+    from lightning_gradcam.callback import GradCAMCallback
+    from lightning_gradcam.metrics.channels import explain
+    from lightning_gradcam.picture.display import Display
+    from lightning_gradcam.record.compare import compare
+    from lightning_gradcam.record.record import Record
+    from lightning_gradcam.run.samples import balanced
+    from lightning_gradcam.run.settings import Drift
 
 __all__ = [
     "Batch",
@@ -30,3 +35,29 @@ __all__ = [
     "neuron_importance",
 ]
 __version__ = "0.1.0"
+
+# Where each name lives. It is loaded when it is first asked for, since torch and Lightning take seconds (PEP 562).
+_HOMES = {
+    "attribution.batch": ["Batch"],
+    "attribution.functional": ["gradcam", "neuron_importance"],
+    "attribution.guided": ["GuidedReLUs", "guided_backprop", "guided_gradcam"],
+    "attribution.targets": ["DetectionTarget", "SegmentationTarget", "TopTarget"],
+    "callback": ["GradCAMCallback"],
+    "metrics.channels": ["explain"],
+    "picture.display": ["Display"],
+    "record.compare": ["compare"],
+    "record.record": ["Record"],
+    "run.samples": ["balanced"],
+    "run.settings": ["Drift"],
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

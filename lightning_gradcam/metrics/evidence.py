@@ -25,7 +25,7 @@ def empty(maps: Tensor) -> Tensor:
     return (maps <= 0).all(2).all(1)
 
 
-def complaint(maps: Tensor) -> dict[str, str]:
+def explain_empty_maps(maps: Tensor) -> dict[str, str]:
     """Why some of the maps ``(n, h, w)`` cannot be read, and what the likely reason is, by kind."""
     flat = maps.flatten(1)
     finite = flat.isfinite().all(1)

@@ -7,28 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Draw boxes as masks.
-
-    Args:
-        boxes: ``(n, 4)`` as x0, y0, x1, y1 in whole pixels, right and bottom exclusive.
-        size: Height and width of the image in pixels.
-
-    Returns:
-        Masks ``(n, H, W)``, float32, 1 inside.
-    """
-    height, width = size
-    x, y = torch.arange(width, device=boxes.device), torch.arange(height, device=boxes.device)
-    x0, y0, x1, y1 = (edge[:, None] for edge in boxes.unbind(1))
-    columns, rows = (x >= x0) & (x < x1), (y >= y0) & (y < y1)
-    return (rows[:, :, None] & columns[:, None, :]).float()
-
-
-def region_masks(region: Tensor, size: tuple[int, int]) -> Tensor:
-    """A region as masks ``(n, H, W)``, float32: boxes ``(n, 4)`` are drawn, masks are taken as they are."""
-    return box_masks(region, size) if region.ndim == 2 else region.float()
-
-
 def mass(maps: Tensor, masks: Tensor) -> Tensor:
     """The share of each map's positive evidence that lies inside a region: ``sum P M``.
 

@@ -287,42 +287,6 @@ def pxap(maps: Tensor, masks: Tensor) -> float:
     return (hits / (last + 1) * recall.diff(prepend=recall.new_zeros(1))).sum().item()
 
 
-def localization_numbers(
-    maps: Tensor,
-    boxes: Tensor,
-    masks: Tensor,
-    labels: Tensor | None,
-    asked: Tensor | None,
-    k: int | None = None,
-) -> dict[str, float]:
-    """What a run logs of these protocols for the maps of one layer, each sample's after another.
-
-    Args:
-        maps: Signed maps ``(n k, h, w)``.
-        boxes: The true boxes ``(n k, 4)``.
-        masks: The regions ``(n k, H, W)``.
-        labels: The true classes ``(n k,)``, if there are any.
-        asked: The classes ``(n k,)`` that the maps are of, where they are known.
-        k: How many maps a sample has, those of the most probable classes, best first; ``None``: they are of others.
-
-    Returns:
-        ``max_box_acc_v2`` and ``pxap`` over the maps of the labels, or over all where the classes are not known. With
-        ``k`` and labels the errors of :func:`localization_errors`, else ``localization_error_known``, the share of
-        these maps whose box :func:`iou` puts at 0.5 or below.
-    """
-    size, numbers = _size(masks), {}
-    if k is not None and asked is not None and labels is not None:
-        of_samples = (one.unflatten(0, (-1, k)) for one in (maps, asked, labels, boxes))
-        all_maps, classes, truths, true_boxes = of_samples
-        numbers |= localization_errors(all_maps, classes, truths[:, 0], true_boxes[:, 0], size)
-    if asked is not None and labels is not None:
-        maps, boxes, masks = (one[asked == labels] for one in (maps, boxes, masks))
-    if not numbers:
-        overlaps = iou(segment_boxes(maps, size), boxes)
-        numbers["localization_error_known"] = _share(~(overlaps[~overlaps.isnan()] > 0.5))
-    return numbers | {"max_box_acc_v2": max_box_acc_v2(maps, boxes, size), "pxap": pxap(maps, masks)}
-
-
 def _at_image(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Bring the positive part to image resolution, the maximum 1: ``(n, H, W)``; 0 where empty or not finite."""
     cells = torch.where(_finite(maps)[:, None, None], maps.detach().float().relu(), 0)

@@ -65,7 +65,7 @@ class Display:
             raise ValueError(f"`font` must be a TrueType file, there is none at {str(self.font)!r}")
 
 
-def found_class_names(dataset: Any) -> Sequence[str] | None:
+def find_class_names(dataset: Any) -> Sequence[str] | None:
     """The ``classes`` of a dataset, also inside ``Subset`` and other wrappers that keep theirs as ``dataset``."""
     for one in _unwrapped(dataset):
         classes = None
@@ -76,7 +76,7 @@ def found_class_names(dataset: Any) -> Sequence[str] | None:
     return None
 
 
-def found_normalization(dataset: Any, channels: int) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+def find_normalization(dataset: Any, channels: int) -> tuple[Sequence[float] | None, Sequence[float] | None]:
     """Mean and std of the ``Normalize`` in a dataset's ``transform``, by its name: torchvision's and others' alike.
 
     ``None`` twice where there is none, or none for so many channels.

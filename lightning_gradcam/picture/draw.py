@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from PIL.ImageFont import FreeTypeFont
 from torch import Tensor
 
+from lightning_gradcam.attribution.regions import outline_boxes
 from lightning_gradcam.picture.overlay import AGAINST, colors
 from lightning_gradcam.picture.text import fit
 
@@ -31,18 +32,6 @@ def boxes_on_tiles(regions: Mapping[str, Tensor], photos: Tensor, size: tuple[in
     _, height, width = photos.shape
     to_tile = torch.tensor([size[1] / width, size[0] / height] * 2)
     return [outline_boxes(region) * to_tile for region in regions.values()]
-
-
-def outline_boxes(region: Tensor) -> Tensor:
-    """Boxes ``(n, 4)`` around a region given as boxes or as masks ``(n, H, W)``; all zero around an empty mask."""
-    if region.ndim == 2:
-        return region.float()
-    boxes = torch.zeros(len(region), 4)
-    for box, mask in zip(boxes, region > 0, strict=True):
-        if mask.any():
-            rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-            box[:] = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-    return boxes
 
 
 def draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float], corner: tuple[int, int]) -> None:
@@ -71,7 +60,7 @@ def draw_note(
     draw.text(middle, fit(note, letters, size[0]), "white", letters, "mm", stroke_width=2, stroke_fill="black")
 
 
-def note_on(signed: Tensor) -> str:
+def why_unreadable(signed: Tensor) -> str:
     """Why a map ``(h, w)`` cannot be drawn or read; empty where it can."""
     if not signed.isfinite().all():
         return "not finite"

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 from PIL.ImageFont import FreeTypeFont
 from torch import Tensor
 
-from lightning_gradcam.batch import Batch, called
+from lightning_gradcam.attribution.batch import Batch, sample_name
+from lightning_gradcam.attribution.targets import Prediction
 from lightning_gradcam.picture.draw import (
     GUTTER,
     LINE,
@@ -23,12 +24,11 @@ from lightning_gradcam.picture.draw import (
     draw_foot,
     draw_gauge,
     draw_note,
-    note_on,
     tile_size,
+    why_unreadable,
 )
-from lightning_gradcam.picture.overlay import overlay, relief, strongest
+from lightning_gradcam.picture.overlay import gradient_pictures, overlay, strongest
 from lightning_gradcam.picture.text import fit, load_font, printable
-from lightning_gradcam.targets import Prediction
 
 _COLUMNS = 6
 _JPEG_LIMIT = 65_000
@@ -59,7 +59,7 @@ def captions(
     prediction: Prediction | None,
     class_names: Sequence[str] | None,
     drift: Tensor | None = None,
-    asked: Tensor | None = None,
+    target_classes: Tensor | None = None,
     k: int = 1,
 ) -> list[Caption]:
     """Say for each row what it is, what the model predicts or was asked for, and whether its map can be drawn.
@@ -70,7 +70,7 @@ def captions(
         prediction: What the model predicts, if it is a classifier.
         class_names: The name of each class; indices are shown where there are none.
         drift: ``(n,)``, how far each map has moved since the observation before; NaN where that is not known.
-        asked: ``(n,)``, the class that each map is of, where the target tells.
+        target_classes: ``(n,)``, the class that each map is of, where the target tells.
         k: How many rows a sample has.
     """
 
@@ -79,29 +79,30 @@ def captions(
 
     result = []
     for i, sample in enumerate(batch.ids or range(len(batch.images))):
-        truths = [] if batch.labels is None else _classes(batch.labels[i])
-        title = " ".join([called(sample), "+".join(name(truth) for truth in truths)]).strip()
-        probability = said = confidence = ""
+        truths = [] if batch.labels is None else _classes_of_label(batch.labels[i])
+        title = " ".join([sample_name(sample), "+".join(name(truth) for truth in truths)]).strip()
+        probability = words = confidence = ""
         right = None
         if prediction is not None:
             row, chosen = prediction.probabilities[i], int(prediction.classes[i])
             known = len(truths) == 1 and truths[0] in range(len(row))
             probability = f"{row[int(truths[0])]:.2f}" if known else ""
             right = None if prediction.right is None else bool(prediction.right[i])
-            if k > 1 and asked is not None:
-                right = True if int(asked[i]) in truths else right if int(asked[i]) == chosen else None
-                chosen = int(asked[i])
-            said = ("x " if right is False else "") + f"{'pred' if k == 1 else 'for'} {name(chosen)}"
+            if k > 1 and target_classes is not None:
+                target = int(target_classes[i])
+                right = True if target in truths else right if target == chosen else None
+                chosen = target
+            words = ("x " if right is False else "") + f"{'pred' if k == 1 else 'for'} {name(chosen)}"
             confidence = f"{row[chosen]:.2f}" if chosen in range(len(row)) else ""
-        if k > 1 and (asked is None or prediction is None):
-            said, confidence, right = f"score {i % k + 1}", "", None
+        if k > 1 and (target_classes is None or prediction is None):
+            words, confidence, right = f"score {i % k + 1}", "", None
         if drift is not None and not drift[i].isnan():
             confidence = f"{confidence} Δ{drift[i]:.2f}".strip()
-        result.append(Caption((title, probability), (said, confidence), right, note_on(maps[i])))
+        result.append(Caption((title, probability), (words, confidence), right, why_unreadable(maps[i])))
     return result
 
 
-def _classes(label: Tensor) -> list[float]:
+def _classes_of_label(label: Tensor) -> list[float]:
     if label.numel() == 1:
         return [float(label)]
     return [int(index) for index in label.nonzero()[:, 0]]
@@ -129,7 +130,7 @@ def grid(
         photos: Grey, ``(n, H, W)`` in [0, 1].
         maps: Signed maps ``(n, h, w)``.
         captions: One a sample.
-        regions: As in :class:`~lightning_gradcam.batch.Batch`; drawn as outlines, white within black.
+        regions: As in :class:`~lightning_gradcam.attribution.batch.Batch`; drawn as outlines, white within black.
         key: The line at the foot: what was asked of which layer.
         columns: How many tiles stand side by side; ``None``: up to six.
         peak: ``(n,)``, the largest value of each sample's maps in the run; ``None``: this is the first observation.
@@ -165,7 +166,7 @@ def grid(
     if gradients is None:
         pictures = overlay(photos, maps, size, colormap, by, counterfactual).numpy()
     else:
-        pictures = relief(gradients, size).numpy()
+        pictures = gradient_pictures(gradients, size).numpy()
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         left, top = GUTTER + i % columns * across, GUTTER + i // columns * down
         corner = left + (cell_width - tile_width) // 2, top

@@ -86,7 +86,7 @@ def overlay(
     return picture
 
 
-def relief(gradients: Tensor, size: tuple[int, int]) -> Tensor:
+def gradient_pictures(gradients: Tensor, size: tuple[int, int]) -> Tensor:
     """Draw gradients: grey where there is none, darker and lighter, or in colour, to either side.
 
     Args:

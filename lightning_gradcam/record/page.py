@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from lightning_gradcam.batch import called
-from lightning_gradcam.compare import Comparison, Run
-from lightning_gradcam.files import write_whole
-from lightning_gradcam.picture.draw import outline_boxes
+from lightning_gradcam.attribution.batch import sample_name
+from lightning_gradcam.attribution.regions import outline_boxes
 from lightning_gradcam.picture.encode import jpeg
 from lightning_gradcam.picture.overlay import AGAINST, COLORMAPS
+from lightning_gradcam.record.compare import Comparison, Run
+from lightning_gradcam.record.files import write_whole
 
 _HERE = Path(__file__).parent
 _MOMENTS = 100  # more of them are thinned out evenly
@@ -50,20 +50,20 @@ def page(comparison: Comparison) -> str:
     """The page as text, see :func:`write_page`."""
     template, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.html", "page.js"))
     style = template.partition("<style>")[2].partition("</style>")[0]
-    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
+    policy = f"default-src 'none'; img-src data:; style-src {_csp_hash(style)}; script-src {_csp_hash(script)}"
     # No `<` is left in the data, so nothing in it can close its element or open another.
-    data = json.dumps(_data(comparison), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    data = json.dumps(_page_data(comparison), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     for place, text in (("@POLICY@", policy), ("@SCRIPT@", script), ("@DATA@", data)):
         before, _, after = template.partition(place)
         template = before + text + after
     return template
 
 
-def _hash(text: str) -> str:
+def _csp_hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _data(comparison: Comparison) -> dict[str, Any]:
+def _page_data(comparison: Comparison) -> dict[str, Any]:
     first = comparison.runs[0].record
     at = np.linspace(0, len(comparison.moments) - 1, min(_MOMENTS, len(comparison.moments))).round().astype(int)
     notes = list(comparison.notes)
@@ -74,8 +74,8 @@ def _data(comparison: Comparison) -> dict[str, Any]:
     groups = first.about.get("groups") or [""] * len(first.photos)
     samples = [
         {
-            "title": f"{called(name)} {_class(label, classes)}".strip(),
-            "label": _class(label, classes),
+            "title": f"{sample_name(name)} {_label_in_words(label, classes)}".strip(),
+            "label": _label_in_words(label, classes),
             "group": str(group),
             "used": bool(used),
             "photo": _photo(photo),
@@ -98,13 +98,13 @@ def _data(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _class(label: Any, names: Sequence[str]) -> str:
+def _label_in_words(label: Any, names: Sequence[str]) -> str:
     """A label in words: a class, or of a multi-hot label its classes."""
     if label is None:
         return ""
     if isinstance(label, list):
         found = label if len(label) == 1 else [index for index, value in enumerate(label) if value]
-        return "+".join(_class(one, names) for one in found)
+        return "+".join(_label_in_words(one, names) for one in found)
     if label in range(len(names)):
         return str(names[int(label)])
     return str(int(label)) if float(label).is_integer() else f"{label:g}"
@@ -128,7 +128,7 @@ def _run(run: Run, at: np.ndarray, rows: Sequence[Mapping[str, float]]) -> dict[
     samples = run.samples[at]
 
     def over_samples(key: str) -> list[float | None]:
-        return _plain([row[f"{run.name}/{key}"] for row in rows])
+        return _finite_or_none([row[f"{run.name}/{key}"] for row in rows])
 
     return {
         "name": run.name,
@@ -140,18 +140,18 @@ def _run(run: Run, at: np.ndarray, rows: Sequence[Mapping[str, float]]) -> dict[
         "grid": [h, w],
         "signed": bool(run.record.about.get("signed")),
         "maps": base64.b64encode(cells.numpy().tobytes()).decode(),
-        "unit": [_plain(row) for row in unit.tolist()],
+        "unit": [_finite_or_none(row) for row in unit.tolist()],
         "asked": [[None if one < 0 else one for one in row] for row in samples["asked"].tolist()],
         "predicted": [[None if one < 0 else one for one in row] for row in samples["predicted"].tolist()],
-        "confidence": [_plain(row) for row in samples["confidence"].tolist()],
+        "confidence": [_finite_or_none(row) for row in samples["confidence"].tolist()],
         "right": samples["right"].tolist(),
-        "drift": [_plain(row) for row in run.drift[chosen].tolist()],
-        "agreement": [_plain(row) for row in run.agreement[chosen].tolist()],
+        "drift": [_finite_or_none(row) for row in run.drift[chosen].tolist()],
+        "agreement": [_finite_or_none(row) for row in run.agreement[chosen].tolist()],
         "drift_median": over_samples("drift"),
         "mass": {key.removeprefix("mass_"): over_samples(key) for key in run.values if key.startswith("mass_")},
     }
 
 
-def _plain(values: Sequence[float]) -> list[float | None]:
+def _finite_or_none(values: Sequence[float]) -> list[float | None]:
     """Four digits each, and ``None`` for what is no number."""
     return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gradcam.isolation import borrowed
-from lightning_gradcam.layout import tensor_in
+from lightning_gradcam.attribution.isolation import borrowed
+from lightning_gradcam.attribution.layout import first_tensor
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _taps(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
 
     def tap(name: str) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            tensor = tensor_in(output)
+            tensor = first_tensor(output)
             _check_output(name, module, tensor)
             kept = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
             taps[name].append(kept)
@@ -152,7 +152,7 @@ def _gradients(
         try:
             gradients = [
                 torch.autograd.grad(column, leaves, allow_unused=True, retain_graph=more)
-                for column, more in columns(scores)
+                for column, more in summed_scores(scores)
             ]
         except RuntimeError as error:
             if "checkpoint" not in str(error).lower():
@@ -160,16 +160,18 @@ def _gradients(
             return None
     if any(gradient is None for column in gradients for gradient in column):
         return None
-    return scores, {name: _stacked(scores, one) for name, one in zip(taps, zip(*gradients, strict=True), strict=True)}
+    return scores, {
+        name: _stack_scores(scores, one) for name, one in zip(taps, zip(*gradients, strict=True), strict=True)
+    }
 
 
-def columns(scores: Tensor) -> list[tuple[Tensor, bool]]:
+def summed_scores(scores: Tensor) -> list[tuple[Tensor, bool]]:
     """Of scores ``(n,)`` or ``(n, k)`` the sum over samples of each, and whether another one follows."""
     sums = scores.reshape(len(scores), -1).sum(0)
     return [(column, i < len(sums) - 1) for i, column in enumerate(sums)]
 
 
-def _stacked(scores: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+def _stack_scores(scores: Tensor, gradients: Sequence[Tensor]) -> Tensor:
     return gradients[0] if scores.ndim == 1 else torch.stack(list(gradients))
 
 
@@ -182,7 +184,7 @@ def _gradients_by_backward(
         leaf.retain_grad()
     scores = score(output)
     gradients: dict[str, list[Tensor]] = {name: [] for name in taps}
-    for column, more in columns(scores):
+    for column, more in summed_scores(scores):
         if column.requires_grad:
             column.backward(retain_graph=more)
         for name, leaf in leaves.items():
@@ -194,4 +196,4 @@ def _gradients_by_backward(
                 )
             gradients[name].append(leaf.grad)
             leaf.grad = None
-    return scores, {name: _stacked(scores, one) for name, one in gradients.items()}
+    return scores, {name: _stack_scores(scores, one) for name, one in gradients.items()}

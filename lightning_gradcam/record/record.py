@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_gradcam.files import write_whole
+from lightning_gradcam.record.files import write_whole
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 SCHEMA = 2
-_EACH = "observation=*.npz"
+_OBSERVATION_GLOB = "observation=*.npz"
 _DAMAGE = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)  # what other content leads to
 ABOUT, SAMPLES, _CLAIM = "record.json", "samples.npz", ".claim"
 
@@ -85,10 +85,10 @@ class Record:
             FileNotFoundError: If there is no record.
             ValueError: If it is damaged or of another version; the message says which file and what to do.
         """
-        folder = _locate(Path(path))
-        about = _about(folder)
+        folder = _find_record(Path(path))
+        about = _read_about(folder)
         kept = _load(folder / SAMPLES)
-        observations = [_load(file) for file in sorted(folder.glob(_EACH))]
+        observations = [_load(file) for file in sorted(folder.glob(_OBSERVATION_GLOB))]
         if not observations:
             raise ValueError(f"the record in {str(folder)!r} holds no observation yet")
         try:
@@ -110,7 +110,7 @@ class Record:
                     for row in rows
                 ],
             )
-            _check(record)
+            _check_shapes(record)
         except _DAMAGE as error:
             raise ValueError(
                 f"the record in {str(folder)!r} is damaged, its files do not fit each other: {error}"
@@ -141,7 +141,7 @@ class Record:
         return DataFrame(self.table())
 
 
-def _check(record: Record) -> None:
+def _check_shapes(record: Record) -> None:
     """Refuse shapes and types that a reader of it would fail on."""
     n, height, width = record.photos.shape
     shapes = [(*maps.shape[1:2], maps.ndim, maps.dtype) for maps in record.maps.values()]
@@ -161,7 +161,7 @@ def _check(record: Record) -> None:
         raise ValueError(f"photos {record.photos.shape} against maps, samples, labels or regions of other shapes")
 
 
-def _locate(path: Path) -> Path:
+def _find_record(path: Path) -> Path:
     if (path / ABOUT).is_file():
         return path
     found = sorted(file.parent for file in path.glob(f"*/{ABOUT}"))
@@ -173,7 +173,7 @@ def _locate(path: Path) -> Path:
     raise FileNotFoundError(f"no record at {str(path)!r}, which {what}; give the folder `gradcam` of a run")
 
 
-def _about(folder: Path) -> dict[str, Any]:
+def _read_about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         schema = about["schema"]
@@ -184,9 +184,9 @@ def _about(folder: Path) -> dict[str, Any]:
             f"{str(folder / ABOUT)!r} has schema {schema!r}, this version of lightning_gradcam reads {SCHEMA}; "
             "read it with the version that wrote it"
         )
-    kinds = {"name": str, "id": str, "settings": dict, "fingerprint": dict, "ids": list}
-    kinds |= {"labels": (list, type(None)), "class_names": (list, type(None))}
-    wrong = [name for name, kind in kinds.items() if name not in about or not isinstance(about[name], kind)]
+    types = {"name": str, "id": str, "settings": dict, "fingerprint": dict, "ids": list}
+    types |= {"labels": (list, type(None)), "class_names": (list, type(None))}
+    wrong = [name for name, one in types.items() if name not in about or not isinstance(about[name], one)]
     wrong += [] if isinstance(about.get("settings", {}), dict) and "layers" in about.get("settings", {}) else ["layers"]
     if wrong:
         raise ValueError(f"{str(folder / ABOUT)!r} is damaged: {', '.join(wrong)} missing or of another kind")
@@ -196,7 +196,7 @@ def _about(folder: Path) -> dict[str, Any]:
 def is_record(folder: Path) -> bool:
     """Whether a folder holds a record that this version reads."""
     try:
-        return bool(_about(folder))
+        return bool(_read_about(folder))
     except (OSError, ValueError):
         return False
 
@@ -247,15 +247,17 @@ class Writer:
             for number in count()
             if self._claim(place := folder.with_name(f"{folder.name}_{number}") if number else folder, before)
         )
-        for file in self.folder.glob(_EACH):
-            if _later(file, at):
+        for file in self.folder.glob(_OBSERVATION_GLOB):
+            if _is_later(file, at):
                 endings = (f".superseded{number or ''}" for number in count())
                 file.replace(next(name for end in endings if not (name := file.with_suffix(end)).exists()))
         if before and Path(before["folder"]) != self.folder and is_record(Path(before["folder"])):
-            for file in Path(before["folder"]).glob(_EACH):
-                if not _later(file, at):
+            for file in Path(before["folder"]).glob(_OBSERVATION_GLOB):
+                if not _is_later(file, at):
                     write_whole(self.folder / file.name, file.read_bytes())
-        self._number = max((int(_numbers(file)[0]) + 1 for file in self.folder.glob(_EACH)), default=0)
+        self._number = max(
+            (int(_numbers_in_name(file)[0]) + 1 for file in self.folder.glob(_OBSERVATION_GLOB)), default=0
+        )
         _write(self.folder / SAMPLES, photos=photos, **{f"region.{name}": value for name, value in regions.items()})
         started = datetime.now(timezone.utc).isoformat("s")
         about = {"schema": SCHEMA, "id": self.id, "session": self.session, "started": started, **about}
@@ -273,7 +275,7 @@ class Writer:
                 (place / _CLAIM).open("x").close()
                 return True
         try:
-            return before is not None and _about(place).get("session") == before["session"]
+            return before is not None and _read_about(place).get("session") == before["session"]
         except (FileNotFoundError, ValueError):
             return False
 
@@ -289,13 +291,13 @@ class Writer:
         self._number += 1
 
 
-def _numbers(file: Path) -> list[str]:
+def _numbers_in_name(file: Path) -> list[str]:
     """The number of an observation, its epoch and its step, by the name of its file."""
     return re.findall(r"=(-?\d+)", file.stem)
 
 
-def _later(file: Path, at: tuple[int, int]) -> bool:
-    _, epoch, step = map(int, _numbers(file))
+def _is_later(file: Path, at: tuple[int, int]) -> bool:
+    _, epoch, step = map(int, _numbers_in_name(file))
     return epoch > at[0] or step > at[1]
 
 
@@ -311,7 +313,7 @@ def sample_rows(
     predicted: np.ndarray | None,
     right: np.ndarray | None,
     labels: np.ndarray | None,
-    asked: np.ndarray | None = None,
+    target_classes: np.ndarray | None = None,
 ) -> np.ndarray:
     """What a record keeps of each sample.
 
@@ -321,7 +323,7 @@ def sample_rows(
         predicted: The predicted classes ``(n,)``.
         right: ``(n,)``.
         labels: Class indices ``(n,)`` or ``(n, 1)``; others have no probability.
-        asked: The classes ``(n,)`` that the scores are of.
+        target_classes: The classes ``(n,)`` that the scores are of.
 
     Returns:
         ``(n,)`` with the fields of :attr:`Record.samples`.
@@ -329,7 +331,7 @@ def sample_rows(
     n = len(scores)
     rows = np.zeros(n, _SAMPLE)
     rows["score"] = scores
-    rows["asked"] = -1 if asked is None else asked
+    rows["asked"] = -1 if target_classes is None else target_classes
     rows["predicted"] = rows["right"] = -1
     rows["confidence"] = rows["of_label"] = np.nan
     if probabilities is not None and predicted is not None:

@@ -208,7 +208,7 @@ def unchanged(thing: Any) -> Iterator[None]:
 
 
 @contextmanager
-def usual_defaults() -> Iterator[None]:
+def torch_defaults() -> Iterator[None]:
     """Let new tensors be float32 on the CPU, whatever the user has made the default."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)

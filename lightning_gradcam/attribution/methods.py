@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gradcam.isolation import borrowed
-from lightning_gradcam.targets import logits
+from lightning_gradcam.attribution.isolation import borrowed
+from lightning_gradcam.attribution.targets import logits
 
 Method = Callable[[Tensor, Tensor], Tensor]
 
@@ -164,8 +164,10 @@ METHODS: dict[str, Method] = {
     "layercam": layercam,
     "xgradcam": xgradcam,
 }
-SIGNED: tuple[Method, ...] = (gradcam, hirescam, cam)  # whose negative cells are evidence against the target
-ADDITIVE: tuple[Method, ...] = (gradcam, hirescam)  # whose sum is evidence in the score's own unit
+# Those whose negative cells are evidence against the target, which the counterfactual picture shows.
+SIGNED_METHODS: tuple[Method, ...] = (gradcam, hirescam, cam)
+# Those whose map sums to evidence in the score's own unit, which `strength` logs.
+ADDITIVE_METHODS: tuple[Method, ...] = (gradcam, hirescam)
 
 
 def as_method(method: str | Method) -> Method:

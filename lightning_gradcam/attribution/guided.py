@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_gradcam.batch import Batch
-from lightning_gradcam.capture import columns
-from lightning_gradcam.functional import default_forward, gradcam
-from lightning_gradcam.isolation import borrowed
-from lightning_gradcam.layers import Layer
-from lightning_gradcam.layout import Grid, Layout
-from lightning_gradcam.targets import Target, as_target, score
+from lightning_gradcam.attribution.batch import Batch
+from lightning_gradcam.attribution.capture import summed_scores
+from lightning_gradcam.attribution.functional import default_forward, gradcam
+from lightning_gradcam.attribution.isolation import borrowed
+from lightning_gradcam.attribution.layers import Layer
+from lightning_gradcam.attribution.layout import Grid, Layout
+from lightning_gradcam.attribution.targets import Target, as_target, score
 
 _RELUS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6}
 _HARDTANHS = {F.hardtanh, F.hardtanh_}
@@ -101,7 +101,7 @@ def guided_gradients(
                 f"guided backpropagation is made for ReLUs, and the forward of {type(model).__name__} calls none: "
                 "others, such as GELU and SiLU, pass gradients as they always do; Grad-CAM itself needs none"
             )
-        gradients = [_gradient(column, images, more) for column, more in columns(scores)]
+        gradients = [_gradient(column, images, more) for column, more in summed_scores(scores)]
     known = [gradient for gradient in gradients if gradient is not None]
     if len(known) < len(gradients):
         raise ValueError(

@@ -7,10 +7,8 @@ model, the images and the random state as they were, compute where the images ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -18,13 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_gradcam.batch import Batch
-from lightning_gradcam.functional import check_shaped, default_forward, observe
-from lightning_gradcam.isolation import borrowed
-from lightning_gradcam.layers import Layer, check_layers, locate
-from lightning_gradcam.layout import Grid, Layout, as_layout
-from lightning_gradcam.methods import Method, as_method
-from lightning_gradcam.targets import Target, as_target, label, logits, predict, score
+from lightning_gradcam.attribution.batch import Batch
+from lightning_gradcam.attribution.functional import check_shaped, default_forward
+from lightning_gradcam.attribution.isolation import borrowed
+from lightning_gradcam.attribution.targets import Target, as_target, label, logits, predict, score
 
 Baseline = float | Sequence[float] | Tensor | Callable[[Tensor], Tensor]
 Forward = Callable[[nn.Module, Batch], Any]
@@ -70,11 +65,11 @@ def occlusion(
 
     Source: Zeiler and Fergus 2014, arXiv 1311.2901, who look at the probability; this is the score that maps explain.
     """
-    _check(model, batch, at_once)
-    rows, columns = (side.to(batch.images.device) for side in _windows(batch, patch, stride))
+    check_batch(model, batch, at_once)
+    rows, columns = (side.to(batch.images.device) for side in _patch_windows(batch, patch, stride))
     nothing = torch.zeros_like(rows[0][:, None] & columns[0])
     masks = chain([nothing], (row[:, None] & column for row in rows for column in columns))
-    untouched, *changed = _scores(model, batch, masks, target, baseline, forward_fn, at_once)
+    untouched, *changed = _scores_under_masks(model, batch, masks, target, baseline, forward_fn, at_once)
     return (untouched - torch.stack(changed)).T.reshape(-1, len(rows), len(columns))
 
 
@@ -109,7 +104,7 @@ def occlusion_correlation(
 
     Cost: as :func:`occlusion`.
     """
-    _check(model, batch, at_once)
+    check_batch(model, batch, at_once)
     means = at_patches(maps, batch, patch, stride)
     found = spearman(means, occlusion(model, batch, target, patch, stride, baseline, forward_fn, at_once))
     return torch.where(_varies(maps), found, torch.nan)
@@ -121,8 +116,8 @@ def at_patches(maps: Tensor, batch: Batch, patch: int | None = None, stride: int
     The map is first brought to the image's size as the pictures show it, bilinear.
     """
     _check_maps(maps, batch)
-    rows, columns = (side.float() / side[0].sum() for side in _windows(batch, patch, stride))
-    return rows @ _at_pixels(maps, batch) @ columns.T
+    rows, columns = (side.float() / side[0].sum() for side in _patch_windows(batch, patch, stride))
+    return rows @ _upsampled(maps, batch) @ columns.T
 
 
 def deletion(
@@ -169,7 +164,7 @@ def deletion(
 
     Source: Petsiuk et al. 2018 (RISE), arXiv 1806.07421.
     """
-    return _area(model, batch, maps, target, steps, baseline, forward_fn, at_once, inserting=False)
+    return _area_under_curve(model, batch, maps, target, steps, baseline, forward_fn, at_once, inserting=False)
 
 
 def insertion(
@@ -199,83 +194,7 @@ def insertion(
 
     Source: Petsiuk et al. 2018 (RISE), arXiv 1806.07421.
     """
-    return _area(model, batch, maps, target, steps, baseline, forward_fn, at_once, inserting=True)
-
-
-def randomization(
-    model: nn.Module,
-    batch: Batch,
-    target_layer: Layer | None = None,
-    target: Target | str | int = "label",
-    method: str | Method = "gradcam",
-    grid: Grid | Layout | None = None,
-    forward_fn: Forward = default_forward,
-    at_once: int | None = None,
-    compare: Callable[[Tensor, Tensor], Tensor] | None = None,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """How like itself a map stays while the weights are randomised, module after module, from the output on.
-
-    A map that stays as it is does not depend on what the model has learned. This is the cascading randomisation of
-    Adebayo et al. 2018, arXiv 1810.03292. The layer is found once, on the model as it is.
-
-    Every parameter draws from the normal distribution of its own mean and standard deviation, whatever module it is
-    in. ``reset_parameters`` is not asked: it does nothing to a weight that is made from others, as by weight norm, it
-    resets running statistics, and its scale lets the signals of a deep network vanish. So a parameter of one value, or
-    of equal values as in a fresh norm, stays, and so do buffers. Frozen parameters take part. A parametrised module
-    draws what its weights are made from. A parameter that several modules share belongs to the one nearest the output.
-
-    Args:
-        model: The model. It holds the random weights during the call: do not use it meanwhile.
-        batch: The samples, as the model expects them, on its device.
-        target_layer: See :func:`~lightning_gradcam.gradcam`, as for ``target``, ``method`` and ``grid``.
-        target: What the maps explain.
-        method: How they are made.
-        grid: How the layer's output lies on the image.
-        forward_fn: ``(model, batch) -> output``; by default ``model(batch.images)``.
-        at_once: How many samples to run at a time, to save memory; ``None``: all.
-        compare: ``(maps, first maps) -> values (n,)``, of signed maps ``(n, h, w)``; ``None``: :func:`spearman`.
-            :func:`~lightning_gradcam.metrics.drift.similarity` looks at the positive evidence alone.
-        seed: Of the random weights; the same one gives the same values.
-
-    Returns:
-        ``(n,)`` for each module with parameters of its own, by its dotted name: the comparison of the map with the
-        first one once this module and those before it in the dict are random. The module that is called last comes
-        first; one that holds others comes after them, the model itself, as ``""``, at the end. A module that the
-        forward does not call is left out, but where it calls the one that holds it, which may use its weights.
-        For Spearman in [-1, 1], 1 for an order that has not changed; NaN where
-        either map is constant or not finite.
-
-    Raises:
-        ValueError: See :func:`~lightning_gradcam.gradcam`.
-        TypeError: If an argument is of another type.
-
-    Cost: one forward of the batch, and a backward down to the layer, for each module and for the first map; two
-    forwards of a sample or two to find the modules and the layer. Memory for the weights once more.
-    """
-    _check(model, batch, at_once)
-    compute, layer = as_method(method), check_layers(None if target_layer is None else [target_layer], grid)
-    layout, ask = None if grid is None else as_layout(grid), as_target(target)
-    run = _runner(model, forward_fn)
-    with borrowed(model, seed):
-        batch = batch.apply(Tensor.clone)  # labels made in inference mode could take no part in a graph
-        if target == "predicted":
-            batch, ask = _predicted(batch, run, at_once)
-        layouts, _ = locate(model, layer, layout, batch, run, ask)
-
-        def look() -> Tensor:
-            seen = observe(model, batch, layouts, run, ask, compute, at_once)
-            _check_single(seen.k)
-            (signed,) = seen.maps.values()
-            return signed
-
-        first, found = look(), {}
-        with _randomizing(seed) as randomize:
-            for name, parameters in _cascade(model, lambda: run(batch.part(slice(1)))).items():
-                for parameter in parameters:
-                    randomize(parameter)
-                found[name] = (compare or spearman)(look(), first)
-    return found
+    return _area_under_curve(model, batch, maps, target, steps, baseline, forward_fn, at_once, inserting=True)
 
 
 def spearman(maps: Tensor, others: Tensor) -> Tensor:
@@ -309,7 +228,8 @@ def _varies(maps: Tensor) -> Tensor:
     return cells.isfinite().all(1) & (cells != cells[:, :1]).any(1)
 
 
-def _check(model: nn.Module, batch: Batch, at_once: int | None) -> None:
+def check_batch(model: nn.Module, batch: Batch, at_once: int | None) -> None:
+    """Refuse what no check can work with; raise a ``TypeError`` or ``ValueError``."""
     if not isinstance(batch, Batch):
         raise TypeError(f"`batch` must be a `Batch`, got {type(batch).__name__}; write `Batch(images, labels)`")
     check_shaped(model)
@@ -324,7 +244,8 @@ def _check_maps(maps: Tensor, batch: Batch) -> None:
         raise ValueError(f"`maps` must be a tensor ({n}, h, w), one map for each sample, got {got}")
 
 
-def _check_single(k: int) -> None:
+def check_single(k: int) -> None:
+    """Refuse a target with several scores a sample; raise a ``ValueError``."""
     if k != 1:
         raise ValueError(f"`target` must give one score a sample here, got {k}; ask for one class at a time")
 
@@ -335,20 +256,20 @@ def _check_number(name: str, value: Any, least: int, most: int | None = None) ->
         raise ValueError(f"`{name}` must be a whole number, {bounds}, got {value!r}")
 
 
-def _runner(model: nn.Module, forward_fn: Forward) -> Callable[[Batch], Any]:
+def forward_on_copies(model: nn.Module, forward_fn: Forward) -> Callable[[Batch], Any]:
     """Runs the model on copies: it may change its input in place."""
     return lambda batch: forward_fn(model, batch.apply(Tensor.clone))
 
 
-def _answers(batch: Batch, ask: Target, run: Callable[[Batch], Any], at_once: int | None) -> Tensor:
+def _scores_of(batch: Batch, ask: Target, run: Callable[[Batch], Any], at_once: int | None) -> Tensor:
     """The score of each sample, ``(n,)``, where the model computes."""
     scores = torch.cat([score(ask, run(part), part) for part in batch.parts(at_once)])
     scores = scores.reshape(len(scores), -1)
-    _check_single(scores.shape[1])
+    check_single(scores.shape[1])
     return scores[:, 0]
 
 
-def _predicted(batch: Batch, run: Callable[[Batch], Any], at_once: int | None) -> tuple[Batch, Target]:
+def fix_predicted_classes(batch: Batch, run: Callable[[Batch], Any], at_once: int | None) -> tuple[Batch, Target]:
     """The target ``"predicted"`` fixed to what is predicted now, and the batch to ask it about."""
 
     def classes_of(output: Any, part: Batch) -> Tensor:
@@ -356,7 +277,7 @@ def _predicted(batch: Batch, run: Callable[[Batch], Any], at_once: int | None) -
         return found.argmax(1) if found.shape[1] > 1 else (found[:, 0] > 0).long()
 
     with torch.no_grad():
-        classes = _answers(batch, classes_of, run, at_once)
+        classes = _scores_of(batch, classes_of, run, at_once)
     # By their place in the whole, the samples of any part find their class; they keep their own labels.
     placed = replace(batch, ids=range(len(batch.images)))
     return placed, lambda output, part: label(output, replace(part, labels=classes[list(map(int, part.ids))]))
@@ -372,7 +293,7 @@ def _probability(ask: Target) -> Target:
     return likely
 
 
-def _scores(
+def _scores_under_masks(
     model: nn.Module,
     batch: Batch,
     masks: Iterable[Tensor],
@@ -387,18 +308,18 @@ def _scores(
     A mask is bool and ``(H, W)`` or ``(n, 1, H, W)``. With ``probability`` the scores are probabilities, but for a
     function as target.
     """
-    run, images, ask = _runner(model, forward_fn), batch.images, as_target(target)
+    run, images, ask = forward_on_copies(model, forward_fn), batch.images, as_target(target)
     with borrowed(model, seed=0), torch.no_grad():
         if target == "predicted":
-            batch, ask = _predicted(batch, run, at_once)
+            batch, ask = fix_predicted_classes(batch, run, at_once)
         if probability and not callable(target):
             ask = _probability(ask)
-        blank = _blank(images, baseline)
+        blank = _baseline_images(images, baseline)
         changed = (replace(batch, images=torch.where(mask, blank, images)) for mask in masks)
-        return torch.stack([_answers(one, ask, run, at_once).float() for one in changed]).cpu()
+        return torch.stack([_scores_of(one, ask, run, at_once).float() for one in changed]).cpu()
 
 
-def _blank(images: Tensor, baseline: Baseline) -> Tensor:
+def _baseline_images(images: Tensor, baseline: Baseline) -> Tensor:
     """What replaces pixels, in a shape that goes with images ``(n, c, H, W)``."""
     if callable(baseline):
         blank = baseline(images.clone())
@@ -419,7 +340,7 @@ def _blank(images: Tensor, baseline: Baseline) -> Tensor:
     return blank.reshape(1, -1, 1, 1).to(images.dtype).to(images.device)
 
 
-def _windows(batch: Batch, patch: int | None, stride: int | None) -> tuple[Tensor, Tensor]:
+def _patch_windows(batch: Batch, patch: int | None, stride: int | None) -> tuple[Tensor, Tensor]:
     """Which pixels of a side a patch covers at each position, ``(rows, H)`` and ``(columns, W)``, bool."""
     sides = batch.images.shape[2:]
     patch = -(-min(sides) // 8) if patch is None else patch
@@ -435,12 +356,12 @@ def _windows(batch: Batch, patch: int | None, stride: int | None) -> tuple[Tenso
     return windows(sides[0]), windows(sides[1])
 
 
-def _at_pixels(maps: Tensor, batch: Batch) -> Tensor:
+def _upsampled(maps: Tensor, batch: Batch) -> Tensor:
     """Maps ``(n, h, w)`` at the size of the images, ``(n, H, W)`` float32 on the CPU."""
     return F.interpolate(maps.detach().float().cpu()[:, None], batch.images.shape[2:], mode="bilinear")[:, 0]
 
 
-def _area(
+def _area_under_curve(
     model: nn.Module,
     batch: Batch,
     maps: Tensor,
@@ -452,79 +373,15 @@ def _area(
     inserting: bool,
 ) -> Tensor:
     """See :func:`deletion` and :func:`insertion`."""
-    _check(model, batch, at_once)
+    check_batch(model, batch, at_once)
     _check_maps(maps, batch)
     _check_number("steps", steps, 1)
-    pixels = _at_pixels(maps, batch)
+    pixels = _upsampled(maps, batch)
     order = pixels.flatten(1).argsort(dim=1, descending=True, stable=True)
     place = order.argsort(1).reshape(pixels[:, None].shape).to(batch.images.device)
     numbers = [round(step * pixels[0].numel() / steps) for step in range(steps + 1)]
     masks = (place >= number if inserting else place < number for number in numbers)
-    curve = _scores(model, batch, masks, target, baseline, forward_fn, at_once, probability=True)
+    curve = _scores_under_masks(model, batch, masks, target, baseline, forward_fn, at_once, probability=True)
     area = torch.trapezoid(curve, torch.tensor(numbers, device="cpu") / numbers[-1], dim=0)
     has_order = _varies(maps) & (maps > 0).flatten(1).any(1).cpu()
     return torch.where(has_order, area, torch.nan)
-
-
-def _cascade(model: nn.Module, run: Callable[[], object]) -> dict[str, list[nn.Parameter]]:
-    """The parameters of each module that a forward reaches, by its name, from the output towards the input."""
-    calls: list[str] = []
-    handles = []
-    try:
-        for name, module in model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):
-                note = partial(_note, calls, _plain(name))
-                handles.append(module.register_forward_pre_hook(note))
-        with torch.no_grad():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    last_call = {name: number for number, name in enumerate(calls)}
-
-    owners: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owner = _plain(name).rpartition(".")[0].partition(".parametrizations.")[0]
-        owners.setdefault(owner, []).append(parameter)
-    # A module may use the weights of a child without a call of it, as attention does with its output projection.
-    users = {owner: owner if owner in last_call else owner.rpartition(".")[0] for owner in owners}
-    reached = [owner for owner in owners if users[owner] in last_call]
-    found, seen = {}, set()
-    for owner in sorted(reached, key=lambda owner: last_call[users[owner]])[::-1]:
-        found[owner] = [parameter for parameter in owners[owner] if parameter not in seen]
-        seen.update(found[owner])
-    return {owner: parameters for owner, parameters in found.items() if parameters}
-
-
-def _note(calls: list[str], name: str, module: nn.Module, args: Any) -> None:
-    calls.append(name)
-
-
-def _plain(name: str) -> str:
-    """A dotted name as if nothing were compiled."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
-
-
-@contextmanager
-def _randomizing(seed: int) -> Iterator[Callable[[nn.Parameter], None]]:
-    """Yield a function that gives a parameter random values; on exit all have their own again.
-
-    Another tensor takes the place of the values meanwhile, so these stay as they are to the last bit, and a graph that
-    the user holds does not take them for changed.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    originals: list[tuple[nn.Parameter, Tensor]] = []
-
-    def randomize(parameter: nn.Parameter) -> None:
-        own = parameter.data
-        if own.numel() and (own.is_floating_point() or own.is_complex()):
-            wide = own.to(torch.promote_types(own.dtype, torch.float32))
-            noise = torch.randn(own.shape, generator=generator, dtype=wide.dtype, device="cpu").to(own.device)
-            originals.append((parameter, own))
-            parameter.data = torch.empty_like(own).copy_(wide.mean() + wide.std(correction=0) * noise)
-
-    try:
-        yield randomize
-    finally:
-        for parameter, own in originals:
-            parameter.data = own

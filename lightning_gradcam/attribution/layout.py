@@ -14,7 +14,7 @@ Layout = Callable[[Tensor], Tensor]
 Grid = tuple[int, int]
 
 
-def tensor_in(output: Any) -> Any:
+def first_tensor(output: Any) -> Any:
     """What a module's output is about: the first item of a tuple, as of a block that also returns its attention."""
     return output[0] if type(output) is tuple and output else output
 
@@ -45,7 +45,7 @@ class Tokens:
         return tokens[:, tokens.shape[1] - self.h * self.w :].transpose(1, 2).unflatten(2, (self.h, self.w))
 
 
-def infer(shape: Sequence[int], samples: int, image: Grid, seen: Collection[Grid]) -> tuple[Layout, Grid] | None:
+def infer_layout(shape: Sequence[int], samples: int, image: Grid, seen: Collection[Grid]) -> tuple[Layout, Grid] | None:
     """Find the layout of an output from its shape alone.
 
     A grid is one that the model has handed out before, or such a one or the image in square patches. Only the former
@@ -103,10 +103,10 @@ def as_layout(grid: Grid | Layout) -> Layout:
     whole = isinstance(grid, (tuple, list)) and all(type(side) is int and side > 0 for side in grid)
     if not whole or len(grid) != 2:
         raise ValueError(f"`grid` must be (h, w) in cells or a function `output -> (n, c, h, w)`, got {grid!r}")
-    return partial(_on, h=grid[0], w=grid[1])
+    return partial(_with_grid, h=grid[0], w=grid[1])
 
 
-def _on(output: Tensor, *, h: int, w: int) -> Tensor:
+def _with_grid(output: Tensor, *, h: int, w: int) -> Tensor:
     """The map of an output whose grid the user gave."""
     shape = tuple(output.shape)
     if shape[2:] == (h, w):

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_gradcam.batch import Batch, structure
-from lightning_gradcam.metrics.localization import region_masks
+from lightning_gradcam.attribution.batch import Batch, structure
+from lightning_gradcam.attribution.regions import region_masks
 
 # Returns a tensor (n,), or (n, k) for several scores a sample; a target whose questions are classes may tell them by a
 # method `classes(output, batch)` of the same shape. LightningCLI would take a class path for one of a `Tensor`.
@@ -61,7 +61,7 @@ def label(output: Any, batch: Batch) -> Tensor:
     labels = _labels(batch, scores.shape[1]).to(scores.device)
     if labels.ndim == 2:
         return (scores * labels).sum(1)
-    return two_sided(scores).gather(1, labels[:, None])[:, 0]
+    return two_class_logits(scores).gather(1, labels[:, None])[:, 0]
 
 
 def predicted(output: Any, batch: Batch) -> Tensor:
@@ -72,14 +72,14 @@ def predicted(output: Any, batch: Batch) -> Tensor:
 
 def class_score(output: Any, batch: Batch, *, index: int) -> Tensor:
     """The logit of one class for all samples, ``(n,)``; for a one-logit head its negative for class 0."""
-    scores = two_sided(logits(output, len(batch.images)))
+    scores = two_class_logits(logits(output, len(batch.images)))
     classes = scores.shape[1]
     if index >= classes:
         raise ValueError(f"`target` {index} is outside the model's {classes} classes, 0 to {classes - 1}")
     return scores[:, index]
 
 
-def two_sided(scores: Tensor) -> Tensor:
+def two_class_logits(scores: Tensor) -> Tensor:
     """Logits ``(n, classes, ...)``; of a one-logit head its negative for class 0 and the logit for class 1."""
     return torch.cat([-scores, scores], 1) if scores.shape[1] == 1 else scores
 
@@ -110,7 +110,7 @@ class TopTarget:
         return self._top(output, batch).indices
 
     def _top(self, output: Any, batch: Batch) -> Any:
-        scores = two_sided(logits(output, len(batch.images)))
+        scores = two_class_logits(logits(output, len(batch.images)))
         if self.k > scores.shape[1]:
             raise ValueError(f"`k` must be at most the model's {scores.shape[1]} classes, got {self.k}")
         return scores.topk(self.k, 1)
@@ -157,7 +157,7 @@ class SegmentationTarget:
             got = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(output).__name__
             raise ValueError(f"no logits (n, classes, H, W) in the model's output, got {got}")
         pixels = pixels.float()  # a sum over pixels is too large for half precision
-        pixels = two_sided(pixels)
+        pixels = two_class_logits(pixels)
         if self.index >= pixels.shape[1]:
             raise ValueError(f"`index` {self.index} is outside the model's {pixels.shape[1]} classes")
         if self.region is None:
@@ -233,7 +233,7 @@ def score(target: Target, output: Any, batch: Batch) -> Tensor:
     return scores
 
 
-def asked_classes(target: Target, output: Any, batch: Batch, shape: Sequence[int]) -> Tensor | None:
+def target_classes(target: Target, output: Any, batch: Batch, shape: Sequence[int]) -> Tensor | None:
     """The class that each score of the target is of, in the scores' shape; ``None`` where it does not tell.
 
     Raises:

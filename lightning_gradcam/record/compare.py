@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradcam.batch import called
-from lightning_gradcam.history import aggregate, describe
+from lightning_gradcam.attribution.batch import sample_name
+from lightning_gradcam.attribution.regions import region_masks
 from lightning_gradcam.metrics.drift import agreement, similarity
-from lightning_gradcam.metrics.localization import region_masks
-from lightning_gradcam.record import Record
+from lightning_gradcam.metrics.numbers import aggregate, describe
+from lightning_gradcam.record.record import Record
 
 By = Literal["epoch", "step", "fraction"]
-_MOST = 8  # samples that a table names
+_MOST_NAMED = 8  # samples that a table names
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,28 +112,30 @@ class Comparison:
         ]
         # A number's name stands over the first of its columns.
         heads = [number if i == 0 or columns[i - 1][0] != number else "" for i, (number, _) in enumerate(columns)]
-        wide = [max(len(head), len(_short(name)), 6) + 2 for head, (_, name) in zip(heads, columns, strict=True)]
+        wide = [max(len(head), len(_shorten_name(name)), 6) + 2 for head, (_, name) in zip(heads, columns, strict=True)]
 
         def line(start: str, cells: Sequence[str]) -> str:
             return f"{start:8}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, wide, strict=True))
 
-        lines = [line("", heads), line(self.by, [_short(name) for _, name in columns])]
+        lines = [line("", heads), line(self.by, [_shorten_name(name) for _, name in columns])]
         for row in rows:
             moment = row[self.by]
             start = f"{moment:.2f}" if self.by == "fraction" else "start" if moment < 0 else f"{moment:.0f}"
-            lines.append(line(start, [_cell(row[f"{name}/{number}"]) for number, name in columns]))
-        differ = ", ".join(f"{called(sample)} {agreement:.2f}" for sample, agreement in self.most_different()[:_MOST])
+            lines.append(line(start, [_format_number(row[f"{name}/{number}"]) for number, name in columns]))
+        differ = ", ".join(
+            f"{sample_name(sample)} {least:.2f}" for sample, least in self.most_different()[:_MOST_NAMED]
+        )
         lines += ["", *self.notes]
         if differ:
             lines.append(f"The runs agree least at the last moment on {differ}.")
         return "\n".join(lines)
 
 
-def _cell(value: float) -> str:
+def _format_number(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.2f}" if abs(value) < 1000 else f"{value:.2g}"
 
 
-def _short(name: str) -> str:
+def _shorten_name(name: str) -> str:
     return name if len(name) <= 14 else name[:13] + "…"
 
 
@@ -170,60 +172,53 @@ def compare(
     if samples not in ("right", "all"):
         raise ValueError(f'`samples` must be "right" or "all", got {samples!r}')
     records = [run if isinstance(run, Record) else Record.open(run) for run in runs]
-    names = _names(records)
-    notes = []
-    for name, record in zip(names[1:], records[1:], strict=True):
-        differing = unlike(records[0].about, record.about)
-        if differing and not force:
-            raise ValueError(
-                f"{names[0]} and {name} do not look at the same samples: {differing}; compare runs with the same "
-                "validation data and `samples`, or go on with `force` (--force)"
-            )
-        notes += [f"{names[0]} and {name} do not look at the same samples: {differing}."] if differing else []
-        if len(record.photos) != len(records[0].photos):
-            raise ValueError(f"{names[0]} has {len(records[0].photos)} maps a moment, {name} {len(record.photos)}")
-        notes += _differences((names[0], records[0]), (name, record))
-    layers = _layers(records, names, layer)
-    at, moments = _align(records, names, by)
-    used = _used(records, at, samples, notes)
-
+    names = _distinct_names(records)
+    notes = [
+        note
+        for name, record in zip(names[1:], records[1:], strict=True)
+        for note in _differences((names[0], records[0]), (name, record), force)
+    ]
+    layers = _compared_layers(records, names, layer)
+    at, moments = _aligned(records, names, by)
+    used = _used_samples(records, at, samples, notes)
     found: list[Run] = []
     for name, record, prefix, which in zip(names, records, layers, at, strict=True):
-        maps = torch.from_numpy(record.maps[prefix])
-        size = record.photos.shape[1:]
-        regions = {key: region_masks(torch.from_numpy(value), size) for key, value in record.regions.items()}
-        additive = f"{prefix}/strength" in record.numbers[-1]
-        values = [describe(maps[i], additive, regions) for i in which]
-        first = torch.full((len(maps[0]),), torch.nan)
-        asked = torch.from_numpy(record.samples["asked"][which].astype(int))
-        drift = [first] + [1 - similarity(maps[i], maps[before]) for before, i in pairwise(which)]
-        base = found[0].maps if found else maps[which]  # the first run agrees with itself
-        agreements = [agreement(maps[i], base[t]) for t, i in enumerate(which)]
-        others = torch.from_numpy(found[0].samples["asked"].astype(int)) if found else asked
-        # Of another class than before, or than in the other run, a map answers another question.
-        differs = (asked != others) & (asked >= 0) & (others >= 0)
-        agreements = [torch.where(differs[t], torch.nan, one) for t, one in enumerate(agreements)]
-        drift = [torch.where(asked[t] == asked[max(0, t - 1)], one, torch.nan) for t, one in enumerate(drift)]
-        found.append(
-            Run(
-                name,
-                record,
-                prefix,
-                which,
-                maps[which],
-                record.samples[which],
-                torch.stack(drift),
-                torch.stack(agreements),
-                {key: torch.stack([one[key] for one in values]) for key in values[0] if key != "empty_fraction"},
-            )
-        )
-        if maps.shape[2:] != base.shape[2:]:
-            grids = [f"{name} {h}x{w}" for name, (h, w) in ((names[0], base.shape[2:]), (name, maps.shape[2:]))]
+        run = _run(name, record, prefix, which, found[0] if found else None)
+        found.append(run)
+        grids = [f"{one.name} {one.maps.shape[2]}x{one.maps.shape[3]}" for one in (found[0], run)]
+        if run.maps.shape[2:] != found[0].maps.shape[2:]:
             notes.append(f"The grids differ, {grids[0]} and {grids[1]}: agreement is measured on the coarser of each.")
     return Comparison(by, moments, found, used, notes)
 
 
-def unlike(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
+def _run(name: str, record: Record, prefix: str, at: np.ndarray, first: Run | None) -> Run:
+    """A run at these of its observations, measured against the first run; ``None``: this is the first."""
+    maps, samples = torch.from_numpy(record.maps[prefix][at]), record.samples[at]
+    size = record.photos.shape[1:]
+    regions = {key: region_masks(torch.from_numpy(value), size) for key, value in record.regions.items()}
+    additive = f"{prefix}/strength" in record.numbers[-1]
+    values = [describe(one, additive, regions) for one in maps]
+    agreements = [agreement(one, other) for one, other in zip(maps, first.maps if first else maps, strict=True)]
+    drift = [torch.full((len(maps[0]),), torch.nan)] + [1 - similarity(one, before) for before, one in pairwise(maps)]
+    # Of another class than before, or than in the other run, a map answers another question.
+    classes = torch.from_numpy(samples["asked"].astype(int))
+    others = torch.from_numpy(first.samples["asked"].astype(int)) if first else classes
+    other_class = (classes != others) & (classes >= 0) & (others >= 0)
+    changed = torch.cat([torch.zeros_like(other_class[:1]), classes[1:] != classes[:-1]])
+    return Run(
+        name,
+        record,
+        prefix,
+        at,
+        maps,
+        samples,
+        torch.where(changed, torch.nan, torch.stack(drift)),
+        torch.where(other_class, torch.nan, torch.stack(agreements)),
+        {key: torch.stack([one[key] for one in values]) for key in values[0] if key != "empty_fraction"},
+    )
+
+
+def sample_mismatch(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
     """In what the fixed batches of two runs are not the same samples; empty where they are.
 
     Args:
@@ -239,7 +234,8 @@ def unlike(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
         return f"these are {_listed(one['ids'])} and {_listed(two['ids'])}"
     pairs = zip(one["ids"], one["labels"] or [], two["labels"] or [], strict=False)
     where = next(
-        (f"{called(name)} has the label {mine} and {theirs}" for name, mine, theirs in pairs if mine != theirs), ""
+        (f"{sample_name(name)} has the label {first} and {second}" for name, first, second in pairs if first != second),
+        "",
     )
     return where or "only one of them has labels"
 
@@ -250,25 +246,35 @@ def _listed(values: Sequence[Any] | None) -> str:
     return ", ".join(map(str, values[:6])) + (", …" if len(values) > 6 else "")
 
 
-def _differences(one: tuple[str, Record], two: tuple[str, Record]) -> list[str]:
-    """What the settings of two runs differ in, and whether their pixels do."""
+def _differences(one: tuple[str, Record], two: tuple[str, Record], force: bool) -> list[str]:
+    """In what samples, pixels and settings of two runs differ; a ``ValueError`` where they cannot be compared."""
     (name, record), (other_name, other) = one, two
     notes = []
+    mismatch = sample_mismatch(record.about, other.about)
+    if mismatch:
+        note = f"{name} and {other_name} do not look at the same samples: {mismatch}"
+        if not force:
+            raise ValueError(
+                f"{note}; compare runs with the same validation data and `samples`, or go on with `force` (--force)"
+            )
+        notes.append(f"{note}.")
+    if len(other.photos) != len(record.photos):
+        raise ValueError(f"{name} has {len(record.photos)} maps a moment, {other_name} {len(other.photos)}")
     if record.about["fingerprint"].get("pixels") != other.about["fingerprint"].get("pixels"):
         notes.append(f"The pixels of {name} and {other_name} differ: another resolution, precision or transform.")
     settings, others = record.about["settings"], other.about["settings"]
     for key in dict.fromkeys([*settings, *others]):
         if settings.get(key) != others.get(key):
-            mine, theirs = (_said(value.get(key)) for value in (settings, others))
-            notes.append(f"{key}: {mine} in {name}, {theirs} in {other_name}.")
+            here, there = (_in_words(value.get(key)) for value in (settings, others))
+            notes.append(f"{key}: {here} in {name}, {there} in {other_name}.")
     return notes
 
 
-def _said(value: Any) -> str:
-    return ", ".join(map(str, value.values())) if isinstance(value, Mapping) else str(value)
+def _in_words(setting: Any) -> str:
+    return ", ".join(map(str, setting.values())) if isinstance(setting, Mapping) else str(setting)
 
 
-def _names(records: Sequence[Record]) -> list[str]:
+def _distinct_names(records: Sequence[Record]) -> list[str]:
     """What the runs are called; with a number behind it where a name has come before."""
     names: list[str] = []
     for record in records:
@@ -280,7 +286,7 @@ def _names(records: Sequence[Record]) -> list[str]:
     return names
 
 
-def _layers(records: Sequence[Record], names: Sequence[str], layer: str | None) -> list[str]:
+def _compared_layers(records: Sequence[Record], names: Sequence[str], layer: str | None) -> list[str]:
     """The prefix of the layer to compare in each run."""
     if layer is None and all(len(record.maps) == 1 for record in records):
         return [next(iter(record.maps)) for record in records]
@@ -291,7 +297,7 @@ def _layers(records: Sequence[Record], names: Sequence[str], layer: str | None) 
     raise ValueError(f"the runs have no layer {layer or 'in common'!r}; they have {found}")
 
 
-def _align(records: Sequence[Record], names: Sequence[str], by: By) -> tuple[list[np.ndarray], np.ndarray]:
+def _aligned(records: Sequence[Record], names: Sequence[str], by: By) -> tuple[list[np.ndarray], np.ndarray]:
     """Which observations of each run to compare, ``(t,)`` each, and the moments ``(t,)``."""
     if by != "epoch" and not all(record.steps[-1] for record in records):
         raise ValueError(f'a run has counted no optimizer steps, so runs cannot be aligned by {by}; use "epoch"')
@@ -310,7 +316,7 @@ def _align(records: Sequence[Record], names: Sequence[str], by: By) -> tuple[lis
     return [np.array([key[moment] for moment in moments]) for key in keys], np.array(moments)
 
 
-def _used(records: Sequence[Record], at: Sequence[np.ndarray], samples: str, notes: list[str]) -> np.ndarray:
+def _used_samples(records: Sequence[Record], at: Sequence[np.ndarray], samples: str, notes: list[str]) -> np.ndarray:
     """Which samples numbers are of, ``(n,)`` bool."""
     verdicts = np.stack([record.samples["right"][which[-1]] for record, which in zip(records, at, strict=True)])
     everything = np.ones(verdicts.shape[1], dtype=bool)

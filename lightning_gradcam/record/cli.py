@@ -8,9 +8,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lightning_gradcam.compare import compare
-from lightning_gradcam.report import write_page
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -22,6 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 after bad input, which is told in a line on stderr.
     """
     options = _parser().parse_args(arguments)
+    # Behind the parser, since torch takes seconds to load and a help text does not need it.
+    from lightning_gradcam.record.compare import compare
+    from lightning_gradcam.record.page import write_page
+
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a class name may have letters that a console lacks
     try:

@@ -1,10 +1,8 @@
-"""A layer's name, or nothing, to a module; and the grid that its output lies on."""
+"""Which layer to look at where none is named, and how the output of any lies on a grid."""
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +15,11 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
-from lightning_gradcam.batch import Batch
-from lightning_gradcam.isolation import borrowed
-from lightning_gradcam.layout import Grid, Layout, Tokens, channels_first, infer, tensor_in
-from lightning_gradcam.targets import Target, score
-
-Layer = str | nn.Module
+from lightning_gradcam.attribution.batch import Batch
+from lightning_gradcam.attribution.isolation import borrowed
+from lightning_gradcam.attribution.layers import Layer, find_layer, names_of_modules, uncompiled
+from lightning_gradcam.attribution.layout import Grid, Layout, Tokens, channels_first, first_tensor, infer_layout
+from lightning_gradcam.attribution.targets import Target, score
 
 _ADAPTIVE_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _LARGE = 1024 * 1024  # pixels; of larger images one is enough to choose a layer, and all that is affordable
@@ -30,91 +27,8 @@ _LARGE = 1024 * 1024  # pixels; of larger images one is enough to choose a layer
 _REORDERINGS = ("PermuteBackward0", "TransposeBackward0", "ViewBackward0", "UnsafeViewBackward0", "CloneBackward0")
 
 
-def check_layers(target_layer: Layer | Sequence[Layer] | None, grid: Any = None) -> tuple[Layer, ...]:
-    """Turn the ``target_layer`` argument into a tuple, empty for ``None``; refuse what can never name a layer."""
-    if target_layer is None:
-        if grid is not None:
-            raise ValueError("`grid` says how the output of a named layer lies; give `target_layer` as well")
-        return ()
-    layers: Any = target_layer if isinstance(target_layer, (list, tuple)) else (target_layer,)
-    for layer in layers:
-        if not isinstance(layer, (str, nn.Module)) or layer == "":
-            raise TypeError(f"`target_layer` must be a name, a module or a sequence of these, got {layer!r}")
-    if not layers or len(set(layers)) < len(layers):
-        raise ValueError(f"`target_layer` must name at least one layer, and none twice, got {list(layers)}")
-    return tuple(layers)
-
-
-def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
-    """Find a layer in ``model``.
-
-    Args:
-        model: The model, or a module that wraps it.
-        layer: A dotted name from ``model`` or from one of its direct children, with indices as Python prints them:
-            ``"net.layer4"``, ``"layer4[-1].conv2"``; or a module of ``model``.
-
-    Returns:
-        The full dotted name and the module; inside a compiled module, the original one, which runs the hooks.
-
-    Raises:
-        ValueError: If there is no such layer, or several. The message names the three closest.
-    """
-    model = _original(model)
-    names = {name: module for module, name in _names(model).items()}
-    if isinstance(layer, nn.Module):
-        for name, module in names.items():
-            if module is _original(layer):
-                return name, module
-        raise ValueError(
-            f"`target_layer` {type(layer).__name__} is not a part of {type(model).__name__}; "
-            "pass a module of the model that is trained, or its name"
-        )
-    steps = re.sub(r"\[(-?\d+)\]", r".\1", layer).split(".")
-    starts = [name for name, _ in model.named_children()]
-    full = _walk(model, steps)
-    matches = {full} if full else {found for start in starts if (found := _walk(model, [start, *steps]))}
-    if len(matches) > 1:
-        raise ValueError(f"`target_layer` {layer!r} may mean {' or '.join(sorted(matches))}; give the full name")
-    if not matches:
-        closest = difflib.get_close_matches(layer, names, n=3, cutoff=0)
-        raise ValueError(
-            f"`target_layer` {layer!r} is not a layer of {type(model).__name__}; "
-            f"the closest names are {', '.join(map(repr, closest))}"
-        )
-    (name,) = matches
-    return name, names[name]
-
-
-def _original(module: Any) -> Any:
-    """What a compiled module was compiled from; asked so that no attribute of the user's own answers."""
-    compiled = isinstance(module, nn.Module) and "_orig_mod" in module._modules
-    return module._modules["_orig_mod"] if compiled else module
-
-
-def _names(model: nn.Module) -> dict[nn.Module, str]:
-    """The full dotted name of every module in the model, as if nothing were compiled."""
-    named = ((_original(module), re.sub(r"(^|\.)_orig_mod", "", name)) for name, module in model.named_modules())
-    return {module: name.removeprefix(".") for module, name in named if module is not _original(model)}
-
-
-def _walk(module: Any, steps: Sequence[str]) -> str | None:
-    """The full name that the steps lead to; an index that is no name of a child counts the children."""
-    name = []
-    for step in steps:
-        module = _original(module)
-        if isinstance(module, (nn.Sequential, nn.ModuleList)) and re.fullmatch(r"-?\d+", step):
-            children = [name for name, _ in module.named_children()]
-            if step not in children and -len(children) <= int(step) < len(children):
-                step = children[int(step)]  # counted from the end, or where the children have names
-        module = getattr(module, step, None)
-        if not isinstance(module, nn.Module):
-            return None
-        name.append(step)
-    return ".".join(name)
-
-
 @dataclass(eq=False)
-class _Call:
+class _ModuleCall:
     """A module has handed out a tensor.
 
     Attributes:
@@ -137,7 +51,7 @@ class _Call:
         return math.prod(self.grid)
 
 
-def locate(
+def locate_layers(
     model: nn.Module,
     layers: Sequence[Layer],
     grid: Layout | None,
@@ -170,10 +84,10 @@ def locate(
         raise ValueError(f"`target_layer` {list(layers)} names a layer twice, {list(found)}")
     if grid:
         return dict.fromkeys(found, grid), ""
-    calls: list[_Call] = []
-    with _on_trial(model), torch.no_grad(), _noting(model, calls):
+    calls: list[_ModuleCall] = []
+    with _briefly_borrowed(model), torch.no_grad(), _recording_calls(model, calls):
         forward(batch)
-    _lay_out(calls, batch)
+    _find_layouts(calls, batch)
     layouts = {call.name: call.layout for call in calls}
     return {name: layouts.get(name, channels_first) for name in found}, ""
 
@@ -204,14 +118,14 @@ def choose_layer(
     Raises:
         ValueError: If there is none.
     """
-    calls: list[_Call] = []
-    with _on_trial(model), torch.enable_grad():
+    calls: list[_ModuleCall] = []
+    with _briefly_borrowed(model), torch.enable_grad():
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         batch = batch.apply(lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point()))
-        with _noting(model, calls, graph=True) as head:
+        with _recording_calls(model, calls, graph=True) as head:
             output = forward(batch)
-        _lay_out(calls, batch)
+        _find_layouts(calls, batch)
         candidates = _candidates(calls)
         try:
             root = score(target, output, batch).sum()
@@ -222,24 +136,24 @@ def choose_layer(
             ) from error
         inputs: list[Tensor] = []
         apply_to_collection(batch.inputs, Tensor, inputs.append)
-        crossed = _crossed(root.grad_fn, [batch.images]) or _crossed(root.grad_fn, inputs)
+        crossed = _nodes_on_every_path(root.grad_fn, [batch.images]) or _nodes_on_every_path(root.grad_fn, inputs)
         if root.requires_grad and head and not _gradient(root, head[0]).any():
             # A head whose weights start at zero hides all that is before it: ask what it reads.
             root = (head[0] * torch.randn_like(head[0])).sum()
         through = [call for call in candidates if call.source[0] in crossed]
-        best = next((call for call in reversed(through) if _alive(call, root)), None)
+        best = next((call for call in reversed(through) if _is_alive(call, root)), None)
         reason = "the last layer that all paths from the image to the score cross"
 
         after = candidates if best is None else candidates[candidates.index(best) + 1 :]
         alike = [call for call in after if best is not None and call.shape == best.shape]
         if any(call in through and isinstance(call.layout, Tokens) for call in alike):  # no patch is alive there
-            reader = next((call for call in alike if _alive(call, root)), None)
+            reader = next((call for call in alike if _is_alive(call, root)), None)
             if reader is not None:
                 best, reason = reader, "through which the class token reads the patches for the last time"
         else:
             smaller = [call for call in after if best is None or call.cells < best.cells]
             smaller.sort(key=lambda call: -call.cells)
-            branch = next((call for call in reversed(smaller) if _alive(call, root)), None)
+            branch = next((call for call in reversed(smaller) if _is_alive(call, root)), None)
             if branch is not None:
                 best, reason = branch, "the last layer of the smallest grid, since branches run side by side"
         if best is None:
@@ -256,14 +170,14 @@ def choose_layer(
 
 
 @contextmanager
-def _on_trial(model: nn.Module) -> Iterator[None]:
+def _briefly_borrowed(model: nn.Module) -> Iterator[None]:
     with borrowed(model, seed=0), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a re-entrant checkpoint complains of inputs without gradients
         yield
 
 
 @contextmanager
-def _noting(model: nn.Module, calls: list[_Call], graph: bool = False) -> Iterator[list[Tensor]]:
+def _recording_calls(model: nn.Module, calls: list[_ModuleCall], graph: bool = False) -> Iterator[list[Tensor]]:
     """Note what the modules hand out, in the order in which they finish.
 
     Args:
@@ -274,7 +188,7 @@ def _noting(model: nn.Module, calls: list[_Call], graph: bool = False) -> Iterat
     Yields:
         A list that holds in the end what the last module with parameters of its own has read.
     """
-    names = _names(model)
+    names = names_of_modules(model)
     head: list[Tensor] = []
 
     def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -285,10 +199,10 @@ def _noting(model: nn.Module, calls: list[_Call], graph: bool = False) -> Iterat
                 head[:] = [args[0]]
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        output = tensor_in(output)
+        output = first_tensor(output)
         if isinstance(output, Tensor):
             source = (output.grad_fn, output.output_nr)
-            calls.append(_Call(names[_original(module)], module, tuple(output.shape), source))
+            calls.append(_ModuleCall(names[uncompiled(module)], module, tuple(output.shape), source))
 
     handles = []
     try:
@@ -301,14 +215,14 @@ def _noting(model: nn.Module, calls: list[_Call], graph: bool = False) -> Iterat
             handle.remove()
 
 
-def _lay_out(calls: Sequence[_Call], batch: Batch) -> None:
+def _find_layouts(calls: Sequence[_ModuleCall], batch: Batch) -> None:
     """Find the layout of every tensor that was handed out."""
     samples, _, height, width = batch.images.shape
     seen: dict[Grid, None] = {}
     for call in calls:
         if len(call.shape) == 4 and _is_spatial(call.module):
             seen[call.shape[2:]] = None
-        found = infer(call.shape, samples, (height, width), seen)
+        found = infer_layout(call.shape, samples, (height, width), seen)
         if found:
             call.layout, call.grid = found
             if isinstance(call.layout, Tokens) and call.cells == call.shape[1 - call.layout.batch_axis]:
@@ -321,10 +235,10 @@ def _is_spatial(module: nn.Module) -> bool:
     return has_kernel or isinstance(module, (nn.MaxPool2d, nn.AvgPool2d, nn.Conv2d))
 
 
-def _candidates(calls: Sequence[_Call]) -> list[_Call]:
+def _candidates(calls: Sequence[_ModuleCall]) -> list[_ModuleCall]:
     """Of the modules that handed out one tensor on a grid, the outermost that was called once."""
     times = Counter(call.module for call in calls)
-    handed: dict[tuple[Node | None, int], list[_Call]] = {}
+    handed: dict[tuple[Node | None, int], list[_ModuleCall]] = {}
     for call in calls:
         node, output = call.source
         while node is not None and node.name() in _REORDERINGS:
@@ -343,7 +257,7 @@ def _candidates(calls: Sequence[_Call]) -> list[_Call]:
     return found
 
 
-def _crossed(score: Node | None, leaves: Sequence[Tensor]) -> set[Node]:
+def _nodes_on_every_path(score: Node | None, leaves: Sequence[Tensor]) -> set[Node]:
     """The nodes of the autograd graph that every path from the score to one of the leaves crosses."""
     finished: list[Node] = []  # depth first: what a node leads to comes before it
     entered: set[Node | None] = {None}
@@ -386,7 +300,7 @@ def _gradient(root: Tensor, of: Tensor | GradientEdge) -> Tensor:
     return torch.zeros(()) if gradient is None else gradient
 
 
-def _alive(call: _Call, root: Tensor) -> bool:
+def _is_alive(call: _ModuleCall, root: Tensor) -> bool:
     """Whether the gradient is finite and in some sample reaches more than one cell and more than one channel."""
     node, output = call.source
     gradient = _gradient(root, GradientEdge(node, output)) if node else torch.zeros(())

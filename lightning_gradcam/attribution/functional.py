@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_gradcam.batch import Batch
-from lightning_gradcam.capture import capture
-from lightning_gradcam.layers import Layer, check_layers, find_layer, locate
-from lightning_gradcam.layout import Grid, Layout, as_layout, to_map
-from lightning_gradcam.methods import Method, as_method, cam, check_cam
-from lightning_gradcam.targets import Prediction, Target, as_target, asked_classes, predict, score
+from lightning_gradcam.attribution.batch import Batch
+from lightning_gradcam.attribution.capture import capture
+from lightning_gradcam.attribution.choice import locate_layers
+from lightning_gradcam.attribution.layers import Layer, check_layers, find_layer
+from lightning_gradcam.attribution.layout import Grid, Layout, as_layout, to_map
+from lightning_gradcam.attribution.methods import Method, as_method, cam, check_cam
+from lightning_gradcam.attribution.targets import Prediction, Target, as_target, predict, score, target_classes
 
 
 @dataclass(frozen=True)
-class Observation:
-    """What one look at the fixed batch gave, on the CPU.
+class Attribution:
+    """What a layer's maps of a batch are, on the CPU.
 
     There is a row for each of the ``k`` scores of each of the ``n`` samples, those of a sample one after another:
     ``N = n k`` rows.
@@ -28,10 +29,9 @@ class Observation:
     Attributes:
         maps: The signed map of each layer by its name, ``(N, h, w)`` float32, before the ReLU.
         alpha: The mean gradient over positions of each layer's channels, ``(N, c)`` float32.
-        scores: ``(N,)`` float32, the target's scores.
+        scores: ``(n,)`` or ``(n, k)`` float32, the target's.
         classes: ``(N,)``, the class that each score is of; ``None`` where the target does not tell.
         prediction: What the model predicts, of ``N`` rows; ``None`` where its output holds no logits.
-        shape: Of the target's scores: ``(n,)`` or ``(n, k)``.
     """
 
     maps: dict[str, Tensor]
@@ -39,15 +39,14 @@ class Observation:
     scores: Tensor
     classes: Tensor | None
     prediction: Prediction | None
-    shape: tuple[int, ...]
 
     @property
     def k(self) -> int:
         """How many scores a sample has."""
-        return len(self.scores) // self.shape[0]
+        return self.scores[0].numel()
 
 
-def observe(
+def attribute(
     model: nn.Module,
     batch: Batch,
     layouts: Mapping[str, Layout],
@@ -55,7 +54,7 @@ def observe(
     target: Target,
     method: Method,
     at_once: int | None = None,
-) -> Observation:
+) -> Attribution:
     """Capture layers on a batch and turn each into a signed map.
 
     Args:
@@ -68,11 +67,11 @@ def observe(
         at_once: How many samples to run at a time, to save memory; ``None``: all.
 
     Raises:
-        ValueError: See :func:`~lightning_gradcam.capture.capture`; also if a layer gives no spatial map.
+        ValueError: See :func:`~lightning_gradcam.attribution.capture.capture`; also if a layer gives no spatial map.
     """
     parts = batch.parts(at_once)
     if len(parts) > 1:
-        return _join([observe(model, part, layouts, forward, target, method) for part in parts])
+        return _join([attribute(model, part, layouts, forward, target, method) for part in parts])
     with torch.inference_mode(False):  # what was made in inference mode could take no part in a graph
         batch = batch.apply(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
     n = len(batch.images)
@@ -92,37 +91,26 @@ def observe(
             raise ValueError(f"`method` must give one map a sample, shape {expected}, got {got}")
         maps[name] = torch.stack(signed, 1).flatten(0, 1).cpu()
         alpha[name] = torch.stack([one.mean((2, 3)) for one in gradients], 1).flatten(0, 1).cpu()
-    classes, prediction = asked_classes(target, seen.output, batch, seen.scores.shape), predict(seen.output, batch)
-    return Observation(
+    classes, prediction = target_classes(target, seen.output, batch, seen.scores.shape), predict(seen.output, batch)
+    return Attribution(
         maps,
         alpha,
-        scores.flatten().float().cpu(),
+        seen.scores.float().cpu(),
         None if classes is None else classes.flatten().cpu(),
         None if prediction is None else prediction.repeated(scores.shape[1]),
-        tuple(seen.scores.shape),
     )
 
 
-def _join(parts: Sequence[Observation]) -> Observation:
-    """One observation of the samples of several."""
-    predictions = [part.prediction for part in parts if part.prediction is not None]
-    prediction = None
-    if len(predictions) == len(parts):
-        right = [one.right for one in predictions if one.right is not None]
-        prediction = Prediction(
-            torch.cat([one.probabilities for one in predictions]),
-            torch.cat([one.classes for one in predictions]),
-            torch.cat(right) if right else None,
-        )
-    classes = [part.classes for part in parts if part.classes is not None]
-    return Observation(
-        {name: torch.cat([part.maps[name] for part in parts]) for name in parts[0].maps},
-        {name: torch.cat([part.alpha[name] for part in parts]) for name in parts[0].alpha},
-        torch.cat([part.scores for part in parts]),
-        torch.cat(classes) if classes else None,
-        prediction,
-        (sum(part.shape[0] for part in parts), *parts[0].shape[1:]),
-    )
+def _join(parts: Sequence[Any]) -> Any:
+    """What the parts of a batch gave as of one: tensors, and dicts and dataclasses of them; ``None`` where one is."""
+    first = parts[0]
+    if any(part is None for part in parts):
+        return None
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    if isinstance(first, dict):
+        return {key: _join([part[key] for part in parts]) for key in first}
+    return type(first)(*(_join([getattr(part, field.name) for part in parts]) for field in fields(first)))
 
 
 def default_forward(model: nn.Module, batch: Batch) -> Any:
@@ -170,8 +158,8 @@ def gradcam(
         ValueError: If an argument is not one of these, or the layer gives no map. The message says what to do.
         TypeError: If an argument is of another type.
     """
-    seen, name = _look(model, images, target_layer, target, method, grid, labels)
-    return seen.maps[name].unflatten(0, seen.shape)
+    seen, name = _attribute_layer(model, images, target_layer, target, method, grid, labels)
+    return seen.maps[name].unflatten(0, seen.scores.shape)
 
 
 def neuron_importance(
@@ -205,11 +193,11 @@ def neuron_importance(
         ValueError: See :func:`gradcam`.
         TypeError: See :func:`gradcam`.
     """
-    seen, name = _look(model, images, target_layer, target, "gradcam", grid, labels)
-    return seen.alpha[name].unflatten(0, seen.shape)
+    seen, name = _attribute_layer(model, images, target_layer, target, "gradcam", grid, labels)
+    return seen.alpha[name].unflatten(0, seen.scores.shape)
 
 
-def _look(
+def _attribute_layer(
     model: nn.Module,
     images: Tensor,
     target_layer: Layer | None,
@@ -217,7 +205,7 @@ def _look(
     method: str | Method,
     grid: Grid | Layout | None,
     labels: Tensor | None,
-) -> tuple[Observation, str]:
+) -> tuple[Attribution, str]:
     """Observe one layer; also the layer's name."""
     ask, compute = as_target(target), as_method(method)
     batch = Batch(images, labels)
@@ -228,6 +216,6 @@ def _look(
 
     layer = check_layers(None if target_layer is None else [target_layer], grid)
     layout = None if grid is None else as_layout(grid)
-    layouts, _ = locate(model, layer, layout, batch, forward, ask)
+    layouts, _ = locate_layers(model, layer, layout, batch, forward, ask)
     (name,) = layouts
-    return observe(model, batch, layouts, forward, ask, compute), name
+    return attribute(model, batch, layouts, forward, ask, compute), name

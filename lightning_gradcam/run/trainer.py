@@ -11,9 +11,13 @@ import sys
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradcam.isolation import evaluating, random_state, unchanged
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lightning_gradcam.attribution.isolation import evaluating, random_state, unchanged
+from lightning_gradcam.loggers.destinations import base_names
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -26,22 +30,6 @@ else:
     else:
         from pytorch_lightning import Callback, LightningModule, Trainer
         from pytorch_lightning.utilities.memory import garbage_collection_cuda, is_oom_error
-
-__all__ = [
-    "Callback",
-    "LightningModule",
-    "Trainer",
-    "before_batch_transfer",
-    "check_strategy",
-    "garbage_collection_cuda",
-    "is_oom_error",
-    "kinds",
-    "loaders",
-    "logged_step",
-    "muted",
-    "sharded",
-    "validating",
-]
 
 
 def logged_step(trainer: Trainer) -> int:
@@ -56,7 +44,7 @@ def before_batch_transfer(pl_module: LightningModule, batch: Any) -> Any:
     return pl_module.on_before_batch_transfer(batch, 0) if hook is None else hook(batch)
 
 
-def loaders(trainer: Trainer) -> list[Any]:
+def candidate_loaders(trainer: Trainer) -> list[Any]:
     """The data loaders to take samples from: validation's, without validation training's; in a test the test's."""
     if trainer.state.fn == "test":
         return _leaves(trainer.test_dataloaders)
@@ -110,7 +98,7 @@ def validating(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
 
 
 @contextmanager
-def muted(pl_module: LightningModule) -> Iterator[None]:
+def without_logging(pl_module: LightningModule) -> Iterator[None]:
     """Let ``self.log`` in a forward of ours do nothing: it would mix our samples into the user's metrics."""
     names = vars(pl_module)
     own = {name: names[name] for name in ("log", "log_dict") if name in names}
@@ -123,9 +111,17 @@ def muted(pl_module: LightningModule) -> Iterator[None]:
         names.update(own)
 
 
-def sharded(trainer: Trainer) -> bool:
+def stops_here(trainer: Trainer) -> bool:
+    """Whether the epoch that ends now is the run's last."""
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    last_epoch = epochs is not None and epochs != -1 and trainer.current_epoch + 1 >= epochs
+    last_step = steps != -1 and trainer.global_step >= steps
+    return trainer.should_stop or last_epoch or last_step
+
+
+def is_sharded(trainer: Trainer) -> bool:
     """Whether each process holds a part of the model only, so that a forward is an exchange between all of them."""
-    return not kinds(trainer.strategy).isdisjoint({"ModelParallelStrategy", "DeepSpeedStrategy"})
+    return not base_names(trainer.strategy).isdisjoint({"ModelParallelStrategy", "DeepSpeedStrategy"})
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -135,7 +131,7 @@ def check_strategy(trainer: Trainer) -> None:
         ValueError: If the trainer has such a one.
     """
     strategy = trainer.strategy
-    if "FSDPStrategy" in kinds(strategy):  # the module's own parameters are then views without memory
+    if "FSDPStrategy" in base_names(strategy):  # the module's own parameters are then views without memory
         why, instead = "joins a module's parameters in its own steps only", "`ModelParallelStrategy` with `fully_shard`"
     elif getattr(strategy, "zero_stage_3", False):
         why, instead = "of stage 3 splits the parameters of each layer, which is not proven to work", "stage 1 or 2"
@@ -147,6 +143,37 @@ def check_strategy(trainer: Trainer) -> None:
     )
 
 
-def kinds(thing: Any) -> set[str]:
-    """The names of a thing's class and of those it derives from, which both distributions and Fabric give alike."""
-    return {base.__name__ for base in type(thing).__mro__}
+def leaves_nothing(trainer: Trainer) -> bool:
+    """Whether Lightning writes nothing to disk: with ``fast_dev_run`` or ``barebones``."""
+    return bool(getattr(trainer, "fast_dev_run", False) or getattr(trainer, "barebones", False))
+
+
+def run_folder(trainer: Trainer, prefix: str) -> Path:
+    """The folder of this run for what we write: beside the checkpoints, where ``ModelCheckpoint`` puts them.
+
+    That is ``save_dir/name/version/prefix`` of the first logger. Without loggers runs share the trainer's
+    ``default_root_dir``, so the folder gets a number where the name is taken. A folder on a remote store is replaced
+    by the trainer's, or by the working directory.
+    """
+    root = _local(trainer.default_root_dir)
+    if trainer.loggers:
+        logger = trainer.loggers[0]
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        return Path(_local(logger.save_dir or root, root), str(logger.name), version, prefix)
+    folder, number = root / prefix, 0
+    while folder.exists():
+        number += 1
+        folder = root / f"{prefix}_{number}"
+    return folder
+
+
+def _local(folder: str | Path, otherwise: str | Path = ".") -> Path:
+    """The folder, or the other one where it lies on a remote store."""
+    plain = str(folder).removeprefix("file://")
+    if "://" not in plain:
+        return Path(plain)
+    rank_zero_info(
+        f"GradCAMCallback: {plain} is not on this machine; what is written to files goes to "
+        f"{str(Path(otherwise).resolve())!r}. `record=` names another folder for the record."
+    )
+    return Path(otherwise)

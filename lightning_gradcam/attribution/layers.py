@@ -1,0 +1,95 @@
+"""A layer's name to a module of the model, and back."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+Layer = str | nn.Module
+
+
+def check_layers(target_layer: Layer | Sequence[Layer] | None, grid: Any = None) -> tuple[Layer, ...]:
+    """Turn the ``target_layer`` argument into a tuple, empty for ``None``; refuse what can never name a layer."""
+    if target_layer is None:
+        if grid is not None:
+            raise ValueError("`grid` says how the output of a named layer lies; give `target_layer` as well")
+        return ()
+    layers: Any = target_layer if isinstance(target_layer, (list, tuple)) else (target_layer,)
+    for layer in layers:
+        if not isinstance(layer, (str, nn.Module)) or layer == "":
+            raise TypeError(f"`target_layer` must be a name, a module or a sequence of these, got {layer!r}")
+    if not layers or len(set(layers)) < len(layers):
+        raise ValueError(f"`target_layer` must name at least one layer, and none twice, got {list(layers)}")
+    return tuple(layers)
+
+
+def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
+    """Find a layer in ``model``.
+
+    Args:
+        model: The model, or a module that wraps it.
+        layer: A dotted name from ``model`` or from one of its direct children, with indices as Python prints them:
+            ``"net.layer4"``, ``"layer4[-1].conv2"``; or a module of ``model``.
+
+    Returns:
+        The full dotted name and the module; inside a compiled module, the uncompiled one, which runs the hooks.
+
+    Raises:
+        ValueError: If there is no such layer, or several. The message names the three closest.
+    """
+    model = uncompiled(model)
+    names = {name: module for module, name in names_of_modules(model).items()}
+    if isinstance(layer, nn.Module):
+        for name, module in names.items():
+            if module is uncompiled(layer):
+                return name, module
+        raise ValueError(
+            f"`target_layer` {type(layer).__name__} is not a part of {type(model).__name__}; "
+            "pass a module of the model that is trained, or its name"
+        )
+    steps = re.sub(r"\[(-?\d+)\]", r".\1", layer).split(".")
+    starts = [name for name, _ in model.named_children()]
+    full = _resolve(model, steps)
+    matches = {full} if full else {found for start in starts if (found := _resolve(model, [start, *steps]))}
+    if len(matches) > 1:
+        raise ValueError(f"`target_layer` {layer!r} may mean {' or '.join(sorted(matches))}; give the full name")
+    if not matches:
+        closest = difflib.get_close_matches(layer, names, n=3, cutoff=0)
+        raise ValueError(
+            f"`target_layer` {layer!r} is not a layer of {type(model).__name__}; "
+            f"the closest names are {', '.join(map(repr, closest))}"
+        )
+    (name,) = matches
+    return name, names[name]
+
+
+def uncompiled(module: Any) -> Any:
+    """What a compiled module was compiled from; asked so that no attribute of the user's own answers."""
+    compiled = isinstance(module, nn.Module) and "_orig_mod" in module._modules
+    return module._modules["_orig_mod"] if compiled else module
+
+
+def names_of_modules(model: nn.Module) -> dict[nn.Module, str]:
+    """The full dotted name of every module in the model, as if nothing were compiled."""
+    named = ((uncompiled(module), re.sub(r"(^|\.)_orig_mod", "", name)) for name, module in model.named_modules())
+    return {module: name.removeprefix(".") for module, name in named if module is not uncompiled(model)}
+
+
+def _resolve(module: Any, steps: Sequence[str]) -> str | None:
+    """The full name that the steps lead to; an index that is no name of a child counts the children."""
+    name = []
+    for step in steps:
+        module = uncompiled(module)
+        if isinstance(module, (nn.Sequential, nn.ModuleList)) and re.fullmatch(r"-?\d+", step):
+            children = [name for name, _ in module.named_children()]
+            if step not in children and -len(children) <= int(step) < len(children):
+                step = children[int(step)]  # counted from the end, or where the children have names
+        module = getattr(module, step, None)
+        if not isinstance(module, nn.Module):
+            return None
+        name.append(step)
+    return ".".join(name)

@@ -1,0 +1,1 @@
+"""What each logger takes, and how: one file a logger."""

@@ -1,0 +1,38 @@
+"""Weights & Biases: pictures in the row of the epoch's numbers, the config, alerts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL.Image import Image
+
+_MOST = 108  # images that W&B shows of a key
+
+
+def write_picture(logger: Any, key: str, picture: Image, step: int) -> None:
+    """Add the picture to the row that Lightning commits with the epoch's scalars, which carry the step."""
+    from wandb import Image as WandbImage
+
+    logger.experiment.log({key: WandbImage(picture, file_type="jpg")}, commit=False)
+
+
+def write_card(logger: Any, key: str, card: Mapping[str, Any], step: int) -> None:
+    """Add an entry to the config."""
+    logger.experiment.config.update({key: dict(card)}, allow_val_change=True)
+
+
+def write_samples(logger: Any, key: str, pictures: Sequence[Image], captions: Sequence[str]) -> None:
+    """Add single captioned images, at most 108 of them, to the row of the grid."""
+    from wandb import Image as WandbImage
+
+    images = [
+        WandbImage(picture, caption=caption, file_type="jpg")
+        for picture, caption in zip(pictures[:_MOST], captions[:_MOST], strict=True)
+    ]
+    logger.experiment.log({key: images}, commit=False)
+
+
+def send_alert(logger: Any, title: str, text: str) -> None:
+    """Send an alert, by mail or chat as the user has set it up."""
+    logger.experiment.alert(title=title, text=text)

@@ -1,0 +1,168 @@
+"""Whether maps depend on what the model has learned: the cascading randomisation of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gradcam.attribution.batch import Batch
+from lightning_gradcam.attribution.choice import locate_layers
+from lightning_gradcam.attribution.functional import attribute, default_forward
+from lightning_gradcam.attribution.isolation import borrowed
+from lightning_gradcam.attribution.layers import Layer, check_layers
+from lightning_gradcam.attribution.layout import Grid, Layout, as_layout
+from lightning_gradcam.attribution.methods import Method, as_method
+from lightning_gradcam.attribution.targets import Target, as_target
+from lightning_gradcam.metrics.faithfulness import (
+    Forward,
+    check_batch,
+    check_single,
+    fix_predicted_classes,
+    forward_on_copies,
+    spearman,
+)
+
+
+def randomization(
+    model: nn.Module,
+    batch: Batch,
+    target_layer: Layer | None = None,
+    target: Target | str | int = "label",
+    method: str | Method = "gradcam",
+    grid: Grid | Layout | None = None,
+    forward_fn: Forward = default_forward,
+    at_once: int | None = None,
+    compare: Callable[[Tensor, Tensor], Tensor] | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """How like itself a map stays while the weights are randomised, module after module, from the output on.
+
+    A map that stays as it is does not depend on what the model has learned. This is the cascading randomisation of
+    Adebayo et al. 2018, arXiv 1810.03292. The layer is found once, on the model as it is.
+
+    Every parameter draws from the normal distribution of its own mean and standard deviation, whatever module it is
+    in. ``reset_parameters`` is not asked: it does nothing to a weight that is made from others, as by weight norm, it
+    resets running statistics, and its scale lets the signals of a deep network vanish. So a parameter of one value, or
+    of equal values as in a fresh norm, stays, and so do buffers. Frozen parameters take part. A parametrised module
+    draws what its weights are made from. A parameter that several modules share belongs to the one nearest the output.
+
+    Args:
+        model: The model. It holds the random weights during the call: do not use it meanwhile.
+        batch: The samples, as the model expects them, on its device.
+        target_layer: See :func:`~lightning_gradcam.gradcam`, as for ``target``, ``method`` and ``grid``.
+        target: What the maps explain.
+        method: How they are made.
+        grid: How the layer's output lies on the image.
+        forward_fn: ``(model, batch) -> output``; by default ``model(batch.images)``.
+        at_once: How many samples to run at a time, to save memory; ``None``: all.
+        compare: ``(maps, first maps) -> values (n,)``, of signed maps ``(n, h, w)``; ``None``: :func:`spearman`.
+            :func:`~lightning_gradcam.metrics.drift.similarity` looks at the positive evidence alone.
+        seed: Of the random weights; the same one gives the same values.
+
+    Returns:
+        ``(n,)`` for each module with parameters of its own, by its dotted name: the comparison of the map with the
+        first one once this module and those before it in the dict are random. The module that is called last comes
+        first; one that holds others comes after them, the model itself, as ``""``, at the end. A module that the
+        forward does not call is left out, but where it calls the one that holds it, which may use its weights.
+        For Spearman in [-1, 1], 1 for an order that has not changed; NaN where
+        either map is constant or not finite.
+
+    Raises:
+        ValueError: See :func:`~lightning_gradcam.gradcam`.
+        TypeError: If an argument is of another type.
+
+    Cost: one forward of the batch, and a backward down to the layer, for each module and for the first map; two
+    forwards of a sample or two to find the modules and the layer. Memory for the weights once more.
+    """
+    check_batch(model, batch, at_once)
+    compute, layer = as_method(method), check_layers(None if target_layer is None else [target_layer], grid)
+    layout, ask = None if grid is None else as_layout(grid), as_target(target)
+    run = forward_on_copies(model, forward_fn)
+    with borrowed(model, seed):
+        batch = batch.apply(Tensor.clone)  # labels made in inference mode could take no part in a graph
+        if target == "predicted":
+            batch, ask = fix_predicted_classes(batch, run, at_once)
+        layouts, _ = locate_layers(model, layer, layout, batch, run, ask)
+
+        def look() -> Tensor:
+            seen = attribute(model, batch, layouts, run, ask, compute, at_once)
+            check_single(seen.k)
+            (signed,) = seen.maps.values()
+            return signed
+
+        first, found = look(), {}
+        with _randomizing(seed) as randomize:
+            for name, parameters in _from_output_to_input(model, lambda: run(batch.part(slice(1)))).items():
+                for parameter in parameters:
+                    randomize(parameter)
+                found[name] = (compare or spearman)(look(), first)
+    return found
+
+
+def _from_output_to_input(model: nn.Module, run: Callable[[], object]) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each module that a forward reaches, by its name, from the output towards the input."""
+    calls: list[str] = []
+    handles = []
+    try:
+        for name, module in model.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                note = partial(_append_name, calls, _uncompiled_name(name))
+                handles.append(module.register_forward_pre_hook(note))
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    last_call = {name: number for number, name in enumerate(calls)}
+
+    owners: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner = _uncompiled_name(name).rpartition(".")[0].partition(".parametrizations.")[0]
+        owners.setdefault(owner, []).append(parameter)
+    # A module may use the weights of a child without a call of it, as attention does with its output projection.
+    users = {owner: owner if owner in last_call else owner.rpartition(".")[0] for owner in owners}
+    reached = [owner for owner in owners if users[owner] in last_call]
+    found, seen = {}, set()
+    for owner in sorted(reached, key=lambda owner: last_call[users[owner]])[::-1]:
+        found[owner] = [parameter for parameter in owners[owner] if parameter not in seen]
+        seen.update(found[owner])
+    return {owner: parameters for owner, parameters in found.items() if parameters}
+
+
+def _append_name(calls: list[str], name: str, module: nn.Module, args: Any) -> None:
+    calls.append(name)
+
+
+def _uncompiled_name(name: str) -> str:
+    """A dotted name as if nothing were compiled."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+@contextmanager
+def _randomizing(seed: int) -> Iterator[Callable[[nn.Parameter], None]]:
+    """Yield a function that gives a parameter random values; on exit all have their own again.
+
+    Another tensor takes the place of the values meanwhile, so these stay as they are to the last bit, and a graph that
+    the user holds does not take them for changed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    originals: list[tuple[nn.Parameter, Tensor]] = []
+
+    def randomize(parameter: nn.Parameter) -> None:
+        own = parameter.data
+        if own.numel() and (own.is_floating_point() or own.is_complex()):
+            wide = own.to(torch.promote_types(own.dtype, torch.float32))
+            noise = torch.randn(own.shape, generator=generator, dtype=wide.dtype, device="cpu").to(own.device)
+            originals.append((parameter, own))
+            parameter.data = torch.empty_like(own).copy_(wide.mean() + wide.std(correction=0) * noise)
+
+    try:
+        yield randomize
+    finally:
+        for parameter, own in originals:
+            parameter.data = own

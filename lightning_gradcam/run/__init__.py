@@ -1,0 +1,1 @@
+"""One training run: what is looked at, when, and where it goes."""

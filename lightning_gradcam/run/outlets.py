@@ -1,0 +1,141 @@
+"""What is finished goes out: pictures, numbers, alerts, the record. A failure of one keeps nothing from the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_info
+from PIL.Image import Image
+
+from lightning_gradcam.attribution.batch import sample_name
+from lightning_gradcam.loggers.destinations import (
+    SendPicture,
+    base_names,
+    find_destinations,
+    send_alert,
+    write_card,
+    write_samples,
+)
+from lightning_gradcam.metrics.evidence import explain_empty_maps
+from lightning_gradcam.picture.text import printable
+from lightning_gradcam.record.record import Writer
+from lightning_gradcam.run.failures import left_out, warn
+from lightning_gradcam.run.pictures import Look, sample_pictures
+from lightning_gradcam.run.probe import Probe
+from lightning_gradcam.run.recording import open_record, write_look
+from lightning_gradcam.run.settings import Settings
+from lightning_gradcam.run.trainer import LightningModule, Trainer, leaves_nothing, run_folder
+
+
+class Outlets:
+    """Where the pictures and the record of a run go: found at the first look, on the first process alone.
+
+    Attributes:
+        writer: Of the record; ``None`` where there is to be none.
+    """
+
+    def __init__(self, trainer: Trainer, probe: Probe, resumed_record: dict[str, str] | None) -> None:
+        folder = run_folder(trainer, probe.settings.prefix)
+        self.writer: Writer | None = None
+        self._destinations: list[SendPicture] = []
+        self._already_logged: set[str] = set()
+        if not leaves_nothing(trainer):
+            self._destinations = find_destinations(trainer.loggers, folder)
+            if probe.settings.record is not False and trainer.state.fn == "fit":
+                self.writer = open_record(trainer, probe, folder, resumed_record)
+
+    def record(self, trainer: Trainer, look: Look) -> None:
+        """Add a look within the run to the record, where there is one."""
+        if self.writer is not None and look.moment is not None:
+            with left_out(trainer, "the record of the observation"):
+                write_look(self.writer, look, look.moment.epoch, trainer.global_step)
+
+    def send_pictures(self, trainer: Trainer, pictures: Iterable[tuple[str, Image]], step: int | None) -> None:
+        """Draw pictures and hand each to every logger that takes some; without ``step`` only draw."""
+        for key, picture in pictures:
+            for send in self._destinations if step is not None else ():
+                with left_out(trainer, "a picture"):
+                    send(key, picture, step or 0)
+
+    def explain(self, trainer: Trainer, look: Look) -> None:
+        """Say once why maps cannot be read, and at every alert which samples have moved."""
+        measured, rows = look.measured, look.probe.rows
+        for prefix, maps in look.seen.maps.items():
+            for kind, text in explain_empty_maps(maps).items():
+                if kind not in self._already_logged:
+                    self._already_logged.add(kind)
+                    rank_zero_info(f"GradCAMCallback: {text}")
+            if prefix in measured.alerts:
+                names = printable(", ".join(sample_name(rows.ids[i]) for i in measured.alerts[prefix]))
+                text = (
+                    f"in epoch {trainer.current_epoch}, step {trainer.global_step}, the maps of "
+                    f"`{look.probe.layers[prefix]}` moved: median drift {measured.numbers[f'{prefix}/drift']:.2f}, "
+                    f"samples {names}"
+                )
+                warn(f"GradCAMCallback: {text}.")
+                _to_each_logger(trainer, "an alert", send_alert, "Grad-CAM drift", text)
+
+    def send_samples(self, trainer: Trainer, look: Look) -> None:
+        """Hand single samples to the loggers that show them, where the display asks for it."""
+        for prefix in look.seen.maps if look.probe.settings.display.per_sample else ():
+            images = sample_pictures(look, prefix)
+            _to_each_logger(trainer, "the samples' pictures", write_samples, f"{prefix}/samples", *images)
+
+    def write_card(self, trainer: Trainer, look: Look, step: int) -> None:
+        """Tell the dashboards what is looked at, in words."""
+        probe = look.probe
+        grids = {prefix: "x".join(map(str, maps.shape[1:])) for prefix, maps in look.seen.maps.items()}
+        card = {
+            "layer": ", ".join(f"{probe.layers[prefix]} ({grid})" for prefix, grid in grids.items()),
+            "question": probe.settings.question,
+            "samples": ", ".join(str(name) for name in probe.batch.ids),
+            "regions": ", ".join(probe.regions) or "none",
+            "identity": probe.fingerprint.identity[:16],
+            "pixels": probe.fingerprint.pixels[:16],
+        }
+        _to_each_logger(trainer, "the card", write_card, f"{probe.settings.prefix}/probe", card, step)
+
+
+def _to_each_logger(trainer: Trainer, what: str, write: Callable[..., None], *content: Any) -> None:
+    for logger in trainer.loggers:
+        with left_out(trainer, what):
+            write(logger, *content)
+
+
+def log_numbers(trainer: Trainer, pl_module: LightningModule, numbers: Mapping[str, float], step: int) -> None:
+    """Log numbers as the module itself does, at Lightning's own step; those that are not finite are left out."""
+    for key, value in numbers.items():
+        if math.isfinite(value):  # past a `log` of the module's own, which may take other arguments
+            LightningModule.log(pl_module, key, value, batch_size=1, sync_dist=True)
+
+
+def log_numbers_directly(trainer: Trainer, pl_module: LightningModule, numbers: Mapping[str, float], step: int) -> None:
+    """Log in the hooks around training, where ``pl_module.log`` would land in another epoch or is not allowed."""
+    finite = {key: value for key, value in numbers.items() if math.isfinite(value)}
+    for logger in trainer.loggers:
+        # At the end of a run Lightning itself would not ask the logger any more.
+        with left_out(trainer, "the logging of the numbers"):
+            logger.log_metrics(finite, step=step)
+
+
+def serve_monitors(pl_module: LightningModule, monitored: Mapping[str, float]) -> None:
+    """Log the last finite numbers for monitors alone: where a key is missing they would end the run.
+
+    What an observation logs later in the same epoch takes their place. It is another hook that does so, since
+    Lightning lets a hook log a key to the loggers always or never.
+    """
+    for key, value in monitored.items():
+        LightningModule.log(pl_module, key, value, logger=False, batch_size=1, sync_dist=True)
+
+
+def tell_of_thinned_pictures(trainer: Trainer, settings: Settings) -> None:
+    """Say once that TensorBoard keeps ten pictures of a tag, where more are planned."""
+    planned = 1 + (trainer.max_epochs or 0) // settings.every_n_epochs
+    if planned > 10 and any("TensorBoardLogger" in base_names(logger) for logger in trainer.loggers):
+        rank_zero_info(
+            f"GradCAMCallback plans {planned} observations. TensorBoard shows ten pictures of a tag unless it is "
+            f"started with `--samples_per_plugin images={planned}`; `{settings.prefix}/filmstrip` always holds the "
+            "first and the last."
+        )

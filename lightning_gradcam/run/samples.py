@@ -1,0 +1,235 @@
+"""The fixed batch: choose samples, load them as the loader would, fingerprint them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass, replace
+from functools import partial
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
+
+from lightning_gradcam.attribution.batch import Batch
+from lightning_gradcam.attribution.isolation import random_state
+from lightning_gradcam.attribution.regions import check_boxes
+from lightning_gradcam.run.failures import on_first_process
+from lightning_gradcam.run.trainer import LightningModule, Trainer, before_batch_transfer, validating
+
+SEED = 0  # random augmentations draw the same pixels for the fixed batch in every run
+
+Samples = int | Sequence[int] | Dataset[Any]
+
+
+def as_samples(samples: Samples) -> Samples:
+    """Check the ``samples`` argument and make its integers Python's own; refuse what can never work."""
+    if isinstance(samples, Dataset):
+        if not isinstance(samples, Sized):
+            raise ValueError(f"`samples` as a dataset needs a length, {type(samples).__name__} has none")
+        if not len(samples):
+            raise ValueError(f"`samples` must hold at least one sample, got an empty {type(samples).__name__}")
+        return samples
+    if isinstance(samples, Integral) and not isinstance(samples, bool):
+        if samples < 1:
+            raise ValueError(f"`samples` must be at least 1, got {samples}")
+        return int(samples)
+    if isinstance(samples, Sequence) and not isinstance(samples, str):
+        if not samples:
+            raise ValueError("`samples` must name at least one index, got none")
+        for index in samples:
+            if not isinstance(index, Integral) or isinstance(index, bool) or index < 0:
+                raise ValueError(f"`samples` must hold indices of the dataset, 0 or above, got {index!r}")
+        return [int(index) for index in samples]
+    raise TypeError(f"`samples` must be a number, indices or a dataset, got {type(samples).__name__}")
+
+
+def choose(samples: int | Sequence[int], length: int) -> list[int]:
+    """Indices into a dataset of ``length``: the given ones, or so many evenly spaced from the first on.
+
+    Raises:
+        ValueError: If the dataset is empty or an index lies outside it.
+    """
+    if not length:
+        raise ValueError("the dataset to take `samples` from is empty")
+    if isinstance(samples, int):
+        number = min(samples, length)
+        return [i * length // number for i in range(number)]
+    outside = [index for index in samples if index >= length]
+    if outside:
+        raise ValueError(f"`samples` names the indices {outside}, the dataset has {length} samples, 0 to {length - 1}")
+    return list(samples)
+
+
+def load(loader: Any, samples: Samples) -> tuple[Any, list[int] | None, int | None]:
+    """Load samples as ``loader`` would, without iterating it or disturbing what it hands out later.
+
+    They pass through its ``collate_fn`` and, where it has workers, through a throw-away worker of the same kind, so
+    that no persistent worker moves on. All random states are restored, those of generators that the dataset owns among
+    them; random augmentations draw from a fixed seed.
+
+    Args:
+        loader: The data loader whose dataset and way of loading are used; ``None`` if there is none.
+        samples: How many samples, which indices, or a dataset to take instead of the loader's own. An iterable
+            dataset gives its first items, a loader without automatic batching its first batch.
+
+    Returns:
+        The collated batch, the indices of its samples (``None``: the first ones), and the dataset's length
+        (``None``: unknown).
+
+    Raises:
+        ValueError: If there is no dataset, it is empty, or it cannot give these samples.
+    """
+    dataset: Any = samples if isinstance(samples, Dataset) else getattr(loader, "dataset", None)
+    if loader is None and dataset is None:
+        raise ValueError("the trainer has no data loader to take `samples` from; pass a dataset as `samples`")
+    if dataset is None:
+        raise ValueError(
+            f"the data loader, a {type(loader).__name__}, has no `dataset` to take samples from; "
+            "pass a dataset of your own as `samples`"
+        )
+    options: dict[str, Any] = {"collate_fn": getattr(loader, "collate_fn", None) or default_collate}
+    if loader is not None and getattr(loader, "num_workers", 0):
+        options["num_workers"] = 1
+        options["worker_init_fn"] = loader.worker_init_fn
+        options["multiprocessing_context"] = loader.multiprocessing_context
+    unbatched = getattr(loader, "batch_sampler", None) is None and dataset is not samples
+    indices = length = None
+    if unbatched or isinstance(dataset, IterableDataset):
+        if not isinstance(samples, int):
+            raise ValueError(
+                f"`samples` as indices needs a dataset that is read by index and batched by its loader, got "
+                f"{type(dataset).__name__} in a {type(loader).__name__} without these; pass a number"
+            )
+        options["batch_size"] = None if unbatched else samples
+    else:
+        length = len(dataset)
+        if isinstance(samples, Dataset):
+            indices = list(range(length))
+        else:
+            pool = getattr(
+                getattr(loader, "sampler", None), "indices", None
+            )  # a SubsetRandomSampler splits the dataset
+            if not isinstance(samples, int) or not isinstance(pool, Sequence):
+                pool = range(length)
+            indices = [pool[i] for i in choose(samples, len(pool))]
+        options["batch_sampler"] = [indices]
+    with random_state(SEED, holder=(dataset, options["collate_fn"])):
+        generator = torch.Generator().manual_seed(SEED)
+        for batch in DataLoader(dataset, generator=generator, **options):
+            return batch, indices, length
+    raise ValueError("the dataset to take `samples` from is empty")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells one fixed batch from another.
+
+    Attributes:
+        identity: Hash of the dataset's length, the samples' ids and their labels: which samples these are.
+        pixels: Hash of the images: another resolution or precision changes it, and they are the same samples still.
+        length: The dataset's length, ``None`` where that is not known.
+    """
+
+    identity: str
+    pixels: str
+    length: int | None = None
+
+    @classmethod
+    def of(cls, batch: Batch, length: int | None) -> Fingerprint:
+        labels = None if batch.labels is None else batch.labels.tolist()
+        identity = repr((length, list(batch.ids), labels)).encode()
+        pixels = batch.images.float().contiguous().numpy().tobytes()
+        return cls(hashlib.sha256(identity).hexdigest(), hashlib.sha256(pixels).hexdigest(), length)
+
+
+def fixed_batch(
+    trainer: Trainer, pl_module: LightningModule, loader: Any, samples: Samples, batch_fn: Callable[[Any], Batch]
+) -> tuple[Batch, Fingerprint]:
+    """Load the fixed batch and pass it through the module's batch-transfer hooks, on every process the same.
+
+    The first process loads and hands its samples to the others.
+
+    Args:
+        trainer: A trainer whose strategy is set up.
+        pl_module: Its module.
+        loader: See :func:`load`.
+        samples: See :func:`load`.
+        batch_fn: Reads what the transfer hooks give.
+
+    Returns:
+        The batch on the CPU, at most as many samples as asked for, and its fingerprint.
+
+    Raises:
+        ValueError: If the samples cannot be loaded or read, or an image is not finite.
+        TypeError: If ``batch_fn`` returns no :class:`Batch`.
+    """
+    load_it = partial(load, loader, samples)
+    raw, indices, length = on_first_process(trainer, load_it, "load the fixed batch")
+    holder = (pl_module, getattr(trainer, "datamodule", None))
+    with torch.inference_mode(False), random_state(SEED, holder), validating(trainer, pl_module):
+        raw = trainer.precision_plugin.convert_input(raw)
+        raw = before_batch_transfer(pl_module, raw)
+        batch = batch_fn(trainer.strategy.batch_to_device(raw))
+        if not isinstance(batch, Batch):
+            raise TypeError(f"`batch_fn` must return a `Batch`, got {type(batch).__name__}")
+        batch = batch.apply(lambda tensor: tensor.detach().to("cpu", copy=True))
+    if indices is None:
+        batch = batch.part(slice(samples if isinstance(samples, int) else None))
+    if not batch.ids:
+        batch = replace(batch, ids=indices or range(len(batch.images)))
+    broken = [name for name, image in zip(batch.ids, batch.images, strict=True) if not image.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"the images of the samples {broken} hold NaN or infinite values; "
+            "mend the data or choose others by `samples=[...]`"
+        )
+    for name, region in batch.regions.items():
+        check_boxes(name, region, (batch.images.shape[2], batch.images.shape[3]))
+    return batch, Fingerprint.of(batch, length)
+
+
+def balanced(dataset: Dataset[Any], number: int) -> list[int]:
+    """Indices of samples with as equal a number of each class as there are, for ``samples=``.
+
+    Args:
+        dataset: With ``targets`` or ``labels``, one class index a sample, or a :class:`~torch.utils.data.TensorDataset`
+            with the labels second, or a :class:`~torch.utils.data.Subset` of one of these. Of any other dataset every
+            item is read, whose second part is its label.
+        number: How many indices, at least 1; fewer come back where the dataset is smaller.
+
+    Returns:
+        The indices in the order of the dataset; those of a class are evenly spaced over its samples.
+
+    Raises:
+        ValueError: If ``number`` is below 1.
+    """
+    if number < 1:
+        raise ValueError(f"`number` must be at least 1, got {number}")
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(_labels(dataset)):
+        members.setdefault(int(label), []).append(index)
+    shares = dict.fromkeys(sorted(members), 0)
+    left = min(number, sum(map(len, members.values())))
+    while left:  # one more of each class in turn, until the number is reached
+        for label in shares:
+            if left and shares[label] < len(members[label]):
+                shares[label] += 1
+                left -= 1
+    chosen = [(members[label], share) for label, share in shares.items() if share]
+    return sorted(indices[i] for indices, share in chosen for i in choose(share, len(indices)))
+
+
+def _labels(dataset: Any) -> Sequence[Any]:
+    if isinstance(dataset, Subset):
+        labels = _labels(dataset.dataset)
+        return [labels[index] for index in dataset.indices]
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[1].tolist()
+    for name in ("targets", "labels"):
+        labels = getattr(dataset, name, None)
+        if labels is not None and len(labels) == len(dataset):
+            return labels
+    with random_state(SEED, holder=dataset):
+        return [dataset[index][1] for index in range(len(dataset))]

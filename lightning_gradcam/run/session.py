@@ -1,0 +1,230 @@
+"""A session: all that belongs to one call of the trainer, from the first look to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+from lightning_gradcam.attribution.isolation import torch_defaults
+from lightning_gradcam.attribution.targets import TopTarget, predicted
+from lightning_gradcam.metrics.numbers import localization_of_groups
+from lightning_gradcam.run.checkpoint import empty_history, from_state, to_state
+from lightning_gradcam.run.failures import MAX_FAILURES_IN_A_ROW, left_out, warn, warn_of_failure
+from lightning_gradcam.run.history import Measurement, Moment
+from lightning_gradcam.run.observer import Observer, Seen, agree_across_processes
+from lightning_gradcam.run.outlets import Outlets, log_numbers, log_numbers_directly
+from lightning_gradcam.run.pictures import Look, guided_pictures, layer_pictures
+from lightning_gradcam.run.probe import Probe, prepare
+from lightning_gradcam.run.settings import Settings
+from lightning_gradcam.run.trainer import (
+    LightningModule,
+    Trainer,
+    garbage_collection_cuda,
+    is_oom_error,
+    is_sharded,
+    stops_here,
+)
+
+Log = Callable[[Trainer, LightningModule, dict[str, float], int], None]
+
+
+class Session:
+    """One call of the trainer: what is seen, remembered and sent out, and what a failure does. Thrown away whole.
+
+    Attributes:
+        settings: What the user said.
+        probe: What all observations share; ``None`` before the first look.
+        history: The run so far.
+        outlets: Where pictures and record go; ``None`` before the first picture, and on all processes but the first.
+        restored: The state of the run that is resumed.
+        setup_verified: Whether a whole observation has succeeded: from then on a failure must not end the run.
+        last_epoch: The last epoch whose validation was observed.
+        last_step: The optimizer step of the last observation.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.probe: Probe | None = None
+        self.history = empty_history(settings)
+        self.outlets: Outlets | None = None
+        self.restored: dict[str, Any] = {}
+        self.setup_verified = False
+        self.last_epoch: int | None = None
+        self.last_step: int | None = None
+        self._observer = Observer(settings)
+        self._resumed_record: dict[str, str] | None = None
+        self._failures = 0
+        self._failures_in_a_row = 0
+        self._guided_step: int | None = None  # the optimizer step of the last observation with guided pictures
+        self._last: tuple[Look, int] | None = None  # the last one and its step, where guided pictures are asked for
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"probe": None, "outlets": None, "_last": None}
+
+    def observe(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        step: int | None = None,
+        moment: Moment | None = None,
+        log: Log = log_numbers,
+    ) -> None:
+        """Look, measure, remember, draw and log.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            step: The step to log at; ``None``: everything but the logging is done, to verify the set-up.
+            moment: When in the run this is; ``None``: outside it, so that the history stays as it is.
+            log: How to log numbers.
+        """
+        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+            return
+        started = perf_counter()
+        if moment is not None:
+            self.last_step = trainer.global_step
+        with_gradients = self._guided_due(trainer, moment)
+        try:
+            probe, seen = self._look(trainer, pl_module, with_gradients)
+            measured = self._measure(probe, seen, moment)
+        except Exception as error:
+            if self._is_fatal or is_sharded(trainer):
+                raise
+            self._on_failure(trainer, error)
+            if step is not None:
+                log(trainer, pl_module, {f"{self.settings.prefix}/failures": float(self._failures)}, step)
+            return
+        look = Look(probe, seen, measured, moment, _when(trainer, step, moment))
+        # On the first process only: what fails here must not keep the numbers from any logger or process.
+        with left_out(trainer, "the picture of the observation", self._is_fatal), torch_defaults():
+            if trainer.is_global_zero:
+                self._send(trainer, look, step)
+        self.setup_verified = True
+        self._failures_in_a_row = 0
+        if self.settings.guided and moment is not None and step is not None:
+            self._last = look, step
+            self._guided_step = trainer.global_step if with_gradients else self._guided_step
+        if step is not None:
+            seconds = {f"{self.settings.prefix}/seconds": perf_counter() - started}
+            log(trainer, pl_module, measured.numbers | seconds, step)
+
+    def observe_guided(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the guided pictures of a last observation that nobody knew to be the last, where they are missing."""
+        if self._last is None or self._guided_step == trainer.global_step:
+            return
+        look, step = self._last
+        started = perf_counter()
+        with left_out(trainer, "the guided picture", self.settings.on_error == "raise" or is_sharded(trainer)):
+            gradients = agree_across_processes(
+                trainer, lambda: self._observer.guided_gradients(trainer, pl_module, look.probe)
+            )
+            if self.outlets is not None:
+                with torch_defaults():
+                    self.outlets.send_pictures(trainer, guided_pictures(look, gradients), step)
+            numbers = {f"{self.settings.prefix}/guided_seconds": perf_counter() - started}
+            log_numbers_directly(trainer, pl_module, numbers, step)
+
+    def state(self) -> dict[str, Any]:
+        """Plain values and tensors, for a checkpoint."""
+        if self.probe is None:
+            return self.restored
+        writer = self.outlets.writer if self.outlets else None
+        record = writer.state() if writer else self._resumed_record
+        return to_state(self.settings, self.probe, self.history, self._failures, record)
+
+    @property
+    def _is_fatal(self) -> bool:
+        """Whether a failure ends the run: before the set-up is verified, and where the user wants it."""
+        return not self.setup_verified or self.settings.on_error == "raise"
+
+    def _look(self, trainer: Trainer, pl_module: LightningModule, with_gradients: bool) -> tuple[Probe, Seen]:
+        """What is seen: maps, those of shifted images for the noise floor, and guided gradients."""
+
+        def look() -> Seen:
+            if self.probe is None:
+                self.probe = self._prepare(trainer, pl_module)
+            seen = self._observer.look(trainer, pl_module, self.probe)
+            self.probe = self.probe.with_scores_per_sample(seen.k)
+            gradients = None
+            if with_gradients:
+                with left_out(trainer, "the guided picture", self._is_fatal or is_sharded(trainer)):
+                    gradients = self._observer.guided_gradients(trainer, pl_module, self.probe)
+            return replace(seen, gradients=gradients)
+
+        seen = agree_across_processes(trainer, look)
+        assert self.probe is not None
+        return self.probe, seen
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> Probe:
+        probe = prepare(trainer, pl_module, self.settings, partial(self._observer.forward, trainer, pl_module))
+        resumed = from_state(self.restored, self.settings, probe)
+        self.history, self._failures, self._resumed_record = resumed.history, resumed.failures, resumed.record
+        self.history.reference_run = probe.reference_run
+        return probe
+
+    def _measure(self, probe: Probe, seen: Seen, moment: Moment | None) -> Measurement:
+        """Measure what was seen against the run so far and, within the run, remember it."""
+        settings, masks = self.settings, probe.regions
+        with torch_defaults():
+            measured = self.history.measure(
+                seen.maps, seen.shifted, seen.prediction, masks, probe.rows.groups, seen.target_classes
+            )
+            if settings.localization is not None:
+                ranked = settings.target is predicted or isinstance(settings.target, TopTarget)
+                numbers = localization_of_groups(
+                    seen.maps,
+                    masks[settings.localization],
+                    probe.rows.labels,
+                    probe.rows.groups,
+                    seen.target_classes,
+                    seen.k if ranked else None,
+                )
+                measured.numbers.update(numbers)
+            if moment is not None:
+                self.history.add(measured, seen.maps, seen.prediction, moment, seen.target_classes)
+        return measured
+
+    def _send(self, trainer: Trainer, look: Look, step: int | None) -> None:
+        """Draw the pictures and hand all that is finished out; without ``step`` only draw."""
+        if self.outlets is None:
+            self.outlets = Outlets(trainer, look.probe, self._resumed_record)
+        self.outlets.record(trainer, look)
+        self.outlets.send_pictures(trainer, layer_pictures(look, self.history), step)
+        if step is not None:
+            self.outlets.explain(trainer, look)
+            self.outlets.send_samples(trainer, look)
+        if look.moment is not None and look.moment.epoch < 0:
+            self.outlets.write_card(trainer, look, step or 0)
+        if look.seen.gradients is not None:
+            self.outlets.send_pictures(trainer, guided_pictures(look, look.seen.gradients), step)
+
+    def _on_failure(self, trainer: Trainer, error: Exception) -> None:
+        """Tell of an observation that failed; after three in a row there will be no more."""
+        self._failures += 1
+        self._failures_in_a_row += 1
+        self._last = None
+        warn_of_failure(trainer, "the observation", error)
+        if is_oom_error(error):
+            garbage_collection_cuda()
+        if self._failures_in_a_row == MAX_FAILURES_IN_A_ROW and trainer.is_global_zero:
+            warn(
+                f"GradCAMCallback: {MAX_FAILURES_IN_A_ROW} observations in a row have failed; it is switched off for "
+                'the rest of this run. `on_error="raise"` shows where they fail.'
+            )
+
+    def _guided_due(self, trainer: Trainer, moment: Moment | None) -> bool:
+        """Whether guided pictures are drawn now: the first time, every so many observations, and at the end."""
+        if not self.settings.guided or trainer.state.fn != "fit":
+            return False
+        if moment is None:
+            return not self.setup_verified
+        return self.history.count % self.settings.guided == 0 or (moment.complete and stops_here(trainer))
+
+
+def _when(trainer: Trainer, step: int | None, moment: Moment | None) -> str:
+    """When an observation is made, as its pictures say it."""
+    epoch = trainer.current_epoch if moment is None else moment.epoch
+    return f"epoch {epoch} · step {step}" if trainer.global_step else "before training"
