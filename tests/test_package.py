@@ -1,7 +1,5 @@
 """The package as a user meets it: imports, both Lightnings, the command line."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,21 +7,22 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LightningCLI
-from tiny import TinyModule, loader
+from tiny import TinyModule, loader, python
 
 import lightning_gradcam
 from lightning_gradcam import GradCAMCallback
 
 
-def python(code, *args):
-    """Run code in a fresh interpreter and return what it prints."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, env=environment)
+def printed(code, **options):
+    """What code prints in a fresh interpreter."""
+    done = python("-c", code, **options)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-def test_import_is_light():
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """What a fresh interpreter has imported for the package that `lightning` had not, and the keys of a run there."""
     heavy = [
         "tensorboard",
         "tensorboardX",
@@ -35,12 +34,24 @@ def test_import_is_light():
         "torchvision.models",
     ]
     code = f"""
-import pytorch_lightning, sys
+import sys, torch, lightning.pytorch as pl
 before = set(sys.modules)
-import lightning_gradcam
+from lightning_gradcam import *
 print([name for name in {heavy} if name in set(sys.modules) - before])
+sys.modules["pytorch_lightning"] = pl  # the tests' module, in the other distribution
+from tiny import TinyModule, loader
+callback = GradCAMCallback(samples=2)
+trainer = pl.Trainer(callbacks=callback, max_epochs=1, logger=False, accelerator="cpu", enable_progress_bar=False,
+                     enable_checkpointing=False)
+trainer.fit(TinyModule(), loader(), loader())
+print(sorted(key for key in trainer.callback_metrics if key.startswith("gradcam")))
 """
-    assert python(code) == "[]"
+    light, *_, keys = printed(code, cwd=tmp_path_factory.mktemp("fresh")).splitlines()
+    return light, keys
+
+
+def test_import_is_light(fresh):
+    assert fresh[0] == "[]"
 
 
 @pytest.mark.slow
@@ -55,27 +66,39 @@ print([name for name in {heavy} if name in set(sys.modules) - before])
 )
 def test_callback_is_of_the_lightning_in_use(first, base):
     code = f"{first}\nfrom lightning_gradcam import GradCAMCallback; print(GradCAMCallback.__mro__[1].__module__)"
-    assert python(code) == base
+    assert printed(code) == base
 
 
-def test_fit_with_the_lightning_distribution():
-    code = """
-import sys, torch, lightning.pytorch as pl
-sys.modules["pytorch_lightning"] = pl  # the tests' module, in the other distribution
-from tiny import TinyModule, loader
-from lightning_gradcam import GradCAMCallback
-callback = GradCAMCallback(samples=2)
-trainer = pl.Trainer(callbacks=callback, max_epochs=1, logger=False, accelerator="cpu", enable_progress_bar=False,
-                     enable_checkpointing=False)
-trainer.fit(TinyModule(), loader(), loader())
-print(sorted(key for key in trainer.callback_metrics if key.startswith("gradcam")))
-"""
-    assert "'gradcam/seconds', 'gradcam/strength'" in python(code)
+def test_fit_with_the_lightning_distribution(fresh):
+    assert "'gradcam/seconds', 'gradcam/strength'" in fresh[1]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import lightning_gradcam",
+        "from lightning_gradcam.record.cli import main; import contextlib\nwith contextlib.suppress(SystemExit):\n"
+        " main(['--help'])",
+    ],
+)
+def test_the_door_loads_neither_torch_nor_lightning(code):
+    heavy = {"torch", "numpy", "pytorch_lightning", "lightning"}
+    assert printed(f"{code}\nimport sys; print(sorted({heavy} & set(sys.modules)))").splitlines()[-1] == "[]"
+
+
+def test_maps_and_records_need_no_lightning():
+    code = "from lightning_gradcam import Batch, Display, Record, TopTarget, compare, explain, gradcam, guided_backprop"
+    heavy = {"pytorch_lightning", "lightning"}
+    assert printed(f"{code}\nimport sys; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
 def test_public_names():
     for name in lightning_gradcam.__all__:
         assert getattr(lightning_gradcam, name).__doc__
+    homes = [name for names in lightning_gradcam._HOMES.values() for name in names]
+    assert sorted(homes) == sorted(lightning_gradcam.__all__)
+    with pytest.raises(AttributeError, match="module 'lightning_gradcam' has no attribute 'nothing'"):
+        lightning_gradcam.nothing  # noqa: B018
     assert set(lightning_gradcam.__all__) <= set(dir(lightning_gradcam))
 
 
@@ -127,7 +150,7 @@ def test_lightning_cli(monkeypatch):
     assert callback.samples == [0, 5]
     assert callback.display.class_names == ["ant", "bee", "crab"]
     assert callback.display.colormap == "inferno"
-    assert callback._probe.batch.ids == [0, 5]
+    assert callback._session.probe.batch.ids == [0, 5]
     assert torch.isfinite(cli.trainer.callback_metrics["gradcam/strength"])
 
 
@@ -136,25 +159,11 @@ def test_lightning_cli_with_the_defaults(monkeypatch):
     assert "gradcam/strength" in cli.trainer.callback_metrics
 
 
-class ScaledLogit:
-    """A target of the user's own, as `SegmentationTarget` is one: an instance that is called."""
-
-    def __init__(self, index: int, factor: float) -> None:
-        self.index, self.factor = index, factor
-
-    def __call__(self, output, batch):
-        return self.factor * output[:, self.index]
-
-
-def second_logit(output, batch):
-    return output[:, 1]
-
-
 @pytest.mark.parametrize(
     ("target", "factor"),
     [
-        ("{class_path: test_package.ScaledLogit, init_args: {index: 1, factor: 2.0}}", 2),
-        ("test_package.second_logit", 1),
+        ("{class_path: tiny.ScaledLogit, init_args: {index: 1, factor: 2.0}}", 2),
+        ("tiny.second_logit", 1),
         ("[1]", 1),
     ],
 )
@@ -172,4 +181,4 @@ def test_lightning_cli_takes_all_that_a_file_can_say(monkeypatch):
     (callback,) = [item for item in cli.trainer.callbacks if isinstance(item, GradCAMCallback)]
     assert (callback.target, callback.guided) == (lightning_gradcam.TopTarget(2), 10)
     assert callback.display.counterfactual
-    assert callback._history.tracks["gradcam"].previous.shape[0] == 4  # two maps of two samples
+    assert callback._session.history.tracks["gradcam"].previous.shape[0] == 4  # two maps of two samples

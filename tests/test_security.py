@@ -7,23 +7,12 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
-from test_callback import Recorder, pictures
-from test_loggers import events
-from tiny import Images, TinyModule, loader, trainer
+from tiny import HOSTILE, Images, Recorder, TinyModule, events, loader, pictures, trainer
 from torch import nn
 
 from lightning_gradcam import Batch, Display, GradCAMCallback
 from lightning_gradcam.picture.grid import captions, tiles
 
-HOSTILE = {
-    "markup": "<script>alert(1)</script><img src=x onerror=alert(1)>",
-    "markdown": "![x](http://example.com/x.png) [y](javascript:alert(1)) | ` ``` |",
-    "path": "../../../etc/passwd\\..\\C:",
-    "control": "a\x00b\x1b[31mc\r\nd\te\x7f\u202e\ud800",
-    "long": "very long " * 5_000,
-    "script": "猫 कुत्ता قطة 🐈 é",
-    "format": "{0.__class__} %s %(x)s $HOME `id`",
-}
 hostile = pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 
 
@@ -64,10 +53,12 @@ def run(text, *callbacks, **options):
 
 @hostile
 @pytest.mark.filterwarnings("ignore:the font has no glyph")
-def test_files_stay_in_their_folder(text):
-    before = set(Path("..").resolve().rglob("*"))
+def test_files_stay_in_their_folder(text, tmp_path, monkeypatch):
+    Path("deep/down/below").mkdir(parents=True)
+    monkeypatch.chdir("deep/down/below")  # three steps up are seen
+    before = set(tmp_path.resolve().rglob("*"))
     run(text, logger=Recorder(), default_root_dir="here")
-    written = {path.relative_to(Path.cwd()) for path in set(Path("..").resolve().rglob("*")) - before}
+    written = {path.relative_to(Path.cwd()) for path in set(tmp_path.resolve().rglob("*")) - before}
     assert len([path for path in written if path.suffix == ".jpg"]) == 3 * 2 * 2
     for path in written:
         assert path.parts[0] == "here"
@@ -81,7 +72,7 @@ def test_tensorboard_gets_plain_tags_and_no_markup(text):
     from tensorboard.plugin_util import markdown_to_safe_html
 
     logger = TensorBoardLogger("logs", name="a", version="b")
-    run(text, logger=logger)
+    run(text, logger=logger, max_epochs=1)
     found = events(logger.log_dir)
     for tag in [*found.Tags()["images"], *found.Tags()["scalars"], *found.Tags()["tensors"]]:
         assert re.fullmatch(r"[\w./-]+", tag)
@@ -106,7 +97,7 @@ def test_captions_are_one_short_line_of_text(text):
 def test_a_checkpoint_holds_nothing_but_data(text):
     if "\ud800" in text:
         text = text.replace("\ud800", "")  # torch cannot save it, with or without us
-    callback = run(text, ModelCheckpoint("saved", save_last=True), enable_checkpointing=True)
+    callback = run(text, ModelCheckpoint("saved", save_last=True), enable_checkpointing=True, max_epochs=1)
     state = torch.load("saved/last.ckpt", weights_only=True)["callbacks"][callback.state_key]
     assert state["layers"][0] == "net.stem.0"
 

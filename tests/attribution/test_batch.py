@@ -1,0 +1,123 @@
+"""How a batch is read, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision import tv_tensors
+
+from lightning_gradcam import Batch
+from lightning_gradcam.attribution.batch import default_batch, shift, structure
+
+IMAGES = torch.rand(2, 3, 4, 4)
+LABELS = torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (IMAGES, LABELS),
+        [IMAGES, LABELS],
+        {"image": IMAGES, "label": LABELS},
+        {"images": IMAGES, "labels": LABELS, "id": "a"},
+        {"pixel_values": IMAGES, "labels": LABELS},
+    ],
+)
+def test_reads_the_usual_batches(batch):
+    read = default_batch(batch)
+    assert read.images is IMAGES
+    assert read.labels is LABELS
+
+
+def test_reads_a_batch_without_labels():
+    assert default_batch({"image": IMAGES}).labels is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "shown"),
+    [
+        (IMAGES, r"tensor \(2, 3, 4, 4\) float32"),
+        ((IMAGES, LABELS, [1, 2]), r"\(tensor \(2, 3, 4, 4\) float32, tensor \(2,\) int64, \[int, int\]\)"),
+        ({"x": IMAGES}, r"\{'x': tensor \(2, 3, 4, 4\) float32\}"),
+        ((IMAGES[0], LABELS), r"\(tensor \(3, 4, 4\) float32, tensor \(2,\) int64\)"),
+        ((IMAGES, {"boxes": LABELS}), r"\{'boxes': tensor \(2,\) int64\}"),
+        ("text", "str"),
+    ],
+)
+def test_shows_what_it_cannot_read(batch, shown):
+    with pytest.raises(ValueError, match=f"cannot read the batch .*{shown}.*pass `batch_fn=lambda batch: Batch"):
+        default_batch(batch)
+
+
+def test_structure_of_long_lists():
+    assert structure(list(range(100))) == "[" + "int, " * 8 + "...]"
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"images": "x"}, TypeError, "`images` must be a tensor, got str"),
+        ({"images": IMAGES[0]}, ValueError, r"`images` must be \(n, c, H, W\) and not empty, got \(3, 4, 4\)"),
+        ({"images": IMAGES[:0]}, ValueError, r"`images` must be .* got \(0, 3, 4, 4\)"),
+        ({"images": IMAGES, "labels": [0, 1]}, TypeError, "`labels` must be a tensor, got list"),
+        (
+            {"images": IMAGES, "labels": LABELS[:1]},
+            ValueError,
+            r"`labels` must be \(2,\) or \(2, classes\), got \(1,\)",
+        ),
+        (
+            {"images": IMAGES, "regions": {"dog": torch.zeros(2, 5)}},
+            ValueError,
+            r"region 'dog' must be boxes \(2, 4\) or masks \(2, 4, 4\), got \(2, 5\)",
+        ),
+        ({"images": IMAGES, "ids": ["a"]}, ValueError, "`ids` must name 2 samples, got 1"),
+    ],
+)
+def test_batch_refuses_wrong_shapes(fields, error, message):
+    with pytest.raises(error, match=message):
+        Batch(**fields)
+
+
+def test_regions_of_torchvision():
+    boxes = tv_tensors.BoundingBoxes([[1, 1, 2, 3], [0, 0, 4, 4]], format="XYWH", canvas_size=(4, 4))
+    masks = tv_tensors.Mask(torch.ones(2, 4, 4))
+    batch = Batch(IMAGES, regions={"dog": boxes, "cat": masks})
+    assert batch.regions["dog"].tolist() == [[1, 1, 3, 4], [0, 0, 4, 4]]
+    assert {type(region) for region in batch.regions.values()} == {torch.Tensor}
+    with pytest.raises(TypeError, match="`regions` must hold tensors, got list"):
+        Batch(IMAGES, regions={"dog": [[1, 2, 3, 4]]})
+
+
+def test_shift_moves_the_images_by_one_pixel():
+    moved = shift(Batch(IMAGES, LABELS))
+    assert torch.equal(moved.images[..., 1:], IMAGES[..., :-1])
+    assert torch.equal(moved.images[..., 0], IMAGES[..., 0])
+    assert moved.labels is LABELS
+
+
+def test_first_of_a_batch():
+    tokens = {"tokens": torch.arange(10).reshape(2, 5), "scale": torch.tensor(3.0), "prompt": "a"}
+    batch = Batch(IMAGES, LABELS, {"dog": torch.ones(2, 4)}, tokens, ["x", "y"]).part(slice(1))
+    assert torch.equal(batch.images, IMAGES[:1])
+    assert batch.labels.tolist() == [0]
+    assert batch.regions["dog"].shape == (1, 4)
+    assert batch.inputs["tokens"].tolist() == [[0, 1, 2, 3, 4]]
+    assert batch.inputs["scale"] == 3
+    assert batch.ids == ["x"]
+
+
+# Loading
+
+# In a run
+
+
+def test_groups_are_names_of_the_samples():
+    images = torch.zeros(3, 1, 2, 2)
+    assert Batch(images, groups=torch.tensor([0, 1, 0])).groups == ["0", "1", "0"]
+    assert Batch(images, groups=list(np.array([1, 2, 1]))).groups == ["1", "2", "1"]
+    with pytest.raises(TypeError, match="`groups` must name each sample, got one text, 'abc'"):
+        Batch(images, groups="abc")
+    assert Batch(images, groups=["a", "b", "a"]).part(slice(1, None)).groups == ["b", "a"]
+    with pytest.raises(ValueError, match="`groups` must name 3 samples, got 2"):
+        Batch(images, groups=["a", "b"])
+    with pytest.raises(ValueError, match=r"the name of a group must be up to 64 letters.* got 'a/b'"):
+        Batch(images, groups=["a", "a/b", "a"])

@@ -1,0 +1,222 @@
+"""What TensorBoard, W&B and other loggers hold after a run, read back from their own files and pages."""
+
+import json
+import struct
+import subprocess
+import sys
+import time
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.error import URLError
+from urllib.parse import quote
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from PIL import Image
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from tiny import TinyModule, events, loader, trainer
+
+from lightning_gradcam import GradCAMCallback
+from lightning_gradcam.loggers.tensorboard import write_picture
+
+STEPS = [0, 2, 5]  # before training, and after each of two epochs of three batches
+
+
+def fit(*loggers, **options):
+    run = trainer(GradCAMCallback(samples=4), logger=list(loggers), **options)
+    run.fit(TinyModule(), loader(), None if options.get("limit_val_batches") == 0 else loader())
+    return run
+
+
+def test_tensorboard_holds_one_jpeg_an_observation_at_the_step_of_the_metrics():
+    logger = TensorBoardLogger(".", name="tb", version="a")
+    fit(logger)
+    found = events(logger.log_dir)
+    images = found.Images("gradcam/grid")
+    assert [image.step for image in images] == STEPS
+    assert [0, *(scalar.step for scalar in found.Scalars("val_loss"))] == STEPS
+    for key in ("strength", "empty_fraction", "seconds"):
+        assert [scalar.step for scalar in found.Scalars(f"gradcam/{key}")] == STEPS
+    for image in images:
+        picture = Image.open(BytesIO(image.encoded_image_string))
+        picture.load()
+        assert picture.format == "JPEG"
+        assert picture.size == (image.width, image.height)
+    assert not list(Path().rglob("*.jpg"))
+
+
+def test_tensorboard_without_validation():
+    logger = TensorBoardLogger(".", name="tb", version="a")
+    fit(logger, limit_val_batches=0)
+    found = events(logger.log_dir)
+    assert [image.step for image in found.Images("gradcam/grid")] == STEPS
+    assert [scalar.step for scalar in found.Scalars("gradcam/strength")] == STEPS
+
+
+def test_tensorboard_after_fit():
+    logger = TensorBoardLogger(".", name="tb", version="a")
+    run = fit(logger)
+    run.validate(run.lightning_module, loader(), verbose=False)
+    images = events(logger.log_dir).Images("gradcam/grid")
+    assert sorted(image.step for image in images) == [*STEPS, 6]  # files of one second are read in any order
+
+
+def test_a_writer_with_the_public_interface_alone():
+    calls = []
+    writer = SimpleNamespace(add_image=lambda *args, **options: calls.append((args, options)))
+    write_picture(SimpleNamespace(experiment=writer), "key", Image.new("RGB", (3, 2), "red"), 7)
+    (((key, pixels, step), options),) = calls
+    assert (key, pixels.shape, step, options) == ("key", (2, 3, 3), 7, {"dataformats": "HWC"})
+    assert pixels[0, 0].tolist() == [255, 0, 0]
+
+
+def test_tensorboard_x():
+    from tensorboardX import SummaryWriter
+
+    writer = SummaryWriter("x")
+    write_picture(SimpleNamespace(experiment=writer), "key", Image.new("RGB", (30, 20), "red"), 7)
+    writer.close()
+    (image,) = events("x").Images("key")
+    assert (image.step, image.width, image.height) == (7, 30, 20)
+    red, green, blue = np.asarray(Image.open(BytesIO(image.encoded_image_string)))[10, 10]
+    assert red > 250
+    assert max(green, blue) < 5
+
+
+def ask(url):
+    with urlopen(url, timeout=10) as answer:
+        return answer.read()
+
+
+@pytest.fixture
+def server():
+    """TensorBoard on a free port of 127.0.0.1; the address of its page."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", "tb", "--host", "127.0.0.1", "--port", "0"]
+    with (
+        Path("server.log").open("w") as log,
+        subprocess.Popen([*command, "--load_fast=false"], stdout=log, stderr=log) as process,
+    ):
+        text = ""
+        try:
+            for _ in range(300):
+                text = Path("server.log").read_text()
+                if "http://" in text:
+                    break
+                assert process.poll() is None, text
+                time.sleep(0.2)
+            yield "http://" + text.split("http://")[1].split("/")[0]
+        finally:
+            process.terminate()
+
+
+def test_tensorboard_serves_the_pictures(request):
+    fit(TensorBoardLogger(".", name="tb", version="a"))
+    address = request.getfixturevalue("server")
+    plugin, images = f"{address}/data/plugin/images", []
+    for _ in range(150):  # the server reads the files in the background
+        try:
+            tags = json.loads(ask(f"{plugin}/tags"))
+            if "gradcam/grid" in tags.get("a", {}):
+                images = json.loads(ask(f"{plugin}/images?run=a&tag={quote('gradcam/grid', safe='')}&sample=0"))
+        except URLError:
+            pass
+        if len(images) == len(STEPS):
+            break
+        time.sleep(0.2)
+    assert [image["step"] for image in images] == STEPS
+    for image in images:
+        picture = Image.open(BytesIO(ask(f"{plugin}/individualImage?{image['query']}")))
+        picture.load()
+        assert picture.format == "JPEG"
+
+
+def records(path):
+    """The records of a W&B run file: LevelDB's log format behind a header of seven bytes.
+
+    Blocks of 32 KiB hold chunks of checksum (4 bytes), length (2) and type (1: whole, 2: first, 3: middle, 4: last).
+    """
+    data, at, parts = path.read_bytes(), 7, []
+    while at + 7 <= len(data):
+        left = -at % 32768
+        if 0 < left < 7:
+            at += left
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        if at + 7 + length > len(data):  # W&B is writing it: it closes the file while or after `finish` returns
+            return
+        parts.append(data[at + 7 : at + 7 + length])
+        at += 7 + length
+        if kind in (1, 4):
+            yield b"".join(parts)
+            parts = []
+
+
+def rows(logger):
+    """The history rows of an offline run, from its own file."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    logger.experiment.finish()
+    (path,) = Path("wandb").glob("offline-run-*/*.wandb")
+    found = []
+    for _ in range(150):  # W&B writes the file from a process of its own
+        found = [Record.FromString(data) for data in records(path)]
+        if any(record.HasField("exit") for record in found):
+            break
+        time.sleep(0.2)
+    history = [record.history.item for record in found]
+    return [{"/".join(i.nested_key): json.loads(i.value_json) for i in items} for items in history if items]
+
+
+@pytest.mark.parametrize("beside", ["alone", "tensorboard first", "tensorboard last", "without validation"])
+def test_wandb_has_one_row_an_epoch_with_picture_and_numbers(beside):
+    logger = WandbLogger(project="test", save_dir=Path.cwd(), offline=True)
+    board = TensorBoardLogger(".", name="tb", version="a")
+    loggers = {"tensorboard first": [board, logger], "tensorboard last": [logger, board]}.get(beside, [logger])
+    fit(*loggers, **({"limit_val_batches": 0} if beside == "without validation" else {}))
+    history = rows(logger)
+    grids = [row for row in history if any(key.startswith("gradcam/grid") for key in row)]
+    assert [row["trainer/global_step"] for row in grids] == STEPS
+    assert [row.get("epoch") for row in grids[1:]] == [0, 1]
+    for row in grids:
+        assert {"gradcam/strength", "gradcam/empty_fraction", "gradcam/seconds"} <= row.keys()
+        assert any(key.startswith("gradcam/filmstrip") for key in row)
+    if beside != "without validation":
+        assert all("val_loss" in row for row in grids[1:])
+    files = sorted(Path("wandb").glob("offline-run-*/files/media/images/gradcam/*.jpg"))
+    assert len(files) == 2 * len(STEPS)  # grid and filmstrip
+    for path in files:
+        with Image.open(path) as picture:
+            assert picture.format == "JPEG"
+
+
+def test_other_loggers_get_the_numbers_and_files_the_pictures():
+    logger = CSVLogger(".", name="csv", version=0)
+    fit(logger)
+    table = Path(logger.log_dir, "metrics.csv").read_text()
+    assert "gradcam/strength" in table.splitlines()[0]
+    assert len(list(Path(logger.log_dir, "gradcam").glob("*grid*.jpg"))) == len(STEPS)
+
+
+def test_wandb_gets_alerts_samples_and_the_probe():
+    from types import SimpleNamespace
+
+    from lightning_gradcam.loggers.destinations import send_alert, write_card, write_samples
+
+    calls = []
+
+    class WandbLogger:
+        experiment = SimpleNamespace(
+            alert=lambda **options: calls.append(options),
+            log=lambda row, commit: calls.append((list(row), [image._caption for image in row["k"]], commit)),
+            config=SimpleNamespace(update=lambda row, allow_val_change: calls.append(row)),
+        )
+
+    picture = Image.new("RGB", (8, 8))
+    send_alert(WandbLogger(), "title", "text")
+    write_samples(WandbLogger(), "k", [picture] * 200, [str(i) for i in range(200)])
+    write_card(WandbLogger(), "probe", {"layer": "net"}, 0)
+    assert calls[0] == {"title": "title", "text": "text"}
+    assert calls[1] == (["k"], [str(i) for i in range(108)], False)
+    assert calls[2] == {"probe": {"layer": "net"}}

@@ -1,0 +1,52 @@
+"""Records of two samples, written by hand."""
+
+from pathlib import Path
+
+import numpy as np
+
+from lightning_gradcam.record.record import Writer, sample_rows
+
+LEFT, RIGHT, BOTH = (np.array(cells, np.float32) for cells in ([[1, -9], [1, -9]], [[0, 2], [0, 2]], [[1, 1], [1, 1]]))
+IDENTITY = {"identity": "same", "pixels": "p", "length": 9}
+
+
+def about(**options):
+    settings = {"layers": {"gradcam": "net.5"}}
+    ids = {"ids": [0, 1], "labels": [0, 1], "class_names": None}
+    return {"name": "run", "settings": settings, "fingerprint": {"identity": "x"}} | ids | options
+
+
+def written(folder, observations=3):
+    """A record whose maps and drift say which observation they are of."""
+    writer = Writer(Path(folder), about(), np.zeros((2, 16, 16), np.uint8), {})
+    for epoch in range(observations):
+        maps = {"gradcam": np.full((2, 4, 4), epoch, np.float32)}
+        samples = sample_rows(np.zeros(2), None, None, None, None)
+        writer.write(epoch, 10 * epoch, maps, samples, {"gradcam/drift": np.nan if epoch == 0 else epoch / 10})
+    return writer
+
+
+def write(folder, maps, steps=None, epochs=None, right=None, **options):
+    """A record of two samples; ``maps`` by observation and sample."""
+    steps = steps or [10 * (i + 1) for i in range(len(maps))]
+    regions = {"left": np.array([[0, 0, 4, 8]] * 2), "top": np.ones((2, 8, 8), np.float32)}
+    regions["top"][:, 4:] = 0
+    card = about(
+        **{
+            "name": Path(folder).parts[0],
+            "fingerprint": IDENTITY,
+            "ids": [3, 5],
+            "labels": [0, 1],
+            "class_names": ["a", "b"],
+        }
+        | options
+    )
+    writer = Writer(Path(folder), card, np.full((2, 8, 8), 99, np.uint8), regions)
+    for i, one in enumerate(maps):
+        verdict = np.array([1, 1] if right is None else right[i])
+        said = np.where(verdict == 1, [0, 1], [1, 0])
+        asked = said if "target predicted" in card["settings"].get("question", "") else None
+        rows = sample_rows(np.zeros(2), np.full((2, 2), 0.5), said, verdict, np.array([0, 1]), asked)
+        epoch = i if epochs is None else epochs[i]
+        writer.write(epoch, steps[i], {"gradcam": np.stack(one)}, rows, {"gradcam/strength": 0.0})
+    return folder

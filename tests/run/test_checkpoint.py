@@ -1,0 +1,145 @@
+"""What a checkpoint holds of the callback, and what is noticed when a run is resumed."""
+
+import pickle
+from functools import partial
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from tiny import Recorder, TinyModule, loader, trainer
+
+from lightning_gradcam import Batch, Drift, GradCAMCallback, SegmentationTarget
+
+
+def test_state_is_plain_and_survives_a_resume():
+    checkpoint = ModelCheckpoint("checkpoints", save_last=True)
+    callback = GradCAMCallback(samples=4)
+    run = trainer(callback, checkpoint, max_epochs=1, enable_checkpointing=True)
+    run.fit(TinyModule(), loader(), loader())
+    state = torch.load("checkpoints/last.ckpt", weights_only=True)["callbacks"][callback.state_key]
+    assert state["fingerprint"] == vars(callback._session.probe.fingerprint)
+    assert state["layers"] == ["net.5"]
+    assert set(state["history"]) == {"tracks", "classes", "monitored"}
+
+    logger = Recorder()
+    again = trainer(GradCAMCallback(samples=4), checkpoint, max_epochs=2, logger=logger, enable_checkpointing=True)
+    again.fit(TinyModule(), loader(), loader(), ckpt_path="checkpoints/last.ckpt")
+    assert logger.steps("gradcam/strength") == logger.steps("val_loss")
+    assert len(logger.steps("val_loss")) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [({"samples": 3}, "samples"), ({"samples": 4, "batch_fn": lambda batch: Batch(batch[0] / 2, batch[1])}, "pixels")],
+)
+def test_a_changed_batch_is_noticed_on_resume(options, what):
+    checkpoint = ModelCheckpoint("checkpoints", save_last=True)
+    run = trainer(GradCAMCallback(samples=4), checkpoint, max_epochs=1, enable_checkpointing=True)
+    run.fit(TinyModule(), loader(), loader())
+    again = trainer(GradCAMCallback(**options), checkpoint, max_epochs=2, enable_checkpointing=True)
+    with pytest.warns(UserWarning, match=f"the {what} of the fixed batch are not those of the resumed run"):
+        again.fit(TinyModule(), loader(), loader(), ckpt_path="checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"target": 0}, {"target": 1}),
+        ({"method": "gradcam"}, {"method": "layercam"}),
+        ({}, {"drift": Drift(reference=1)}),
+        ({"target": SegmentationTarget(0)}, {"target": SegmentationTarget(1)}),
+    ],
+)
+def test_another_question_is_noticed_on_resume(before, after):
+    checkpoint, logger = ModelCheckpoint("checkpoints", save_last=True), Recorder()
+
+    def run(epochs, logger, ckpt_path=None, **options):
+        if isinstance(options.get("target"), SegmentationTarget):
+            options["forward_fn"] = lambda module, batch: module.net[:6](batch.images)
+        callback = GradCAMCallback("net.4", samples=4, **options)
+        run = trainer(callback, checkpoint, max_epochs=epochs, logger=logger, enable_checkpointing=True)
+        run.fit(TinyModule(), loader(), loader(), ckpt_path=ckpt_path)
+
+    run(1, False, **before)
+    with pytest.warns(UserWarning, match="the resumed run asked for .*; drift starts anew"):
+        run(2, logger, ckpt_path="checkpoints/last.ckpt", **after)
+    assert logger.steps("gradcam/drift") == []
+
+
+@pytest.mark.parametrize(("before", "after", "steps"), [(1, 2, [11]), (2, 1, [8, 11])])
+def test_another_rhythm_goes_on_with_the_same_history(before, after, steps):
+    torch.manual_seed(0)
+    checkpoint, logger = ModelCheckpoint("checkpoints", save_last=True), Recorder()
+    first, second = (GradCAMCallback(samples=4, every_n_epochs=every) for every in (before, after))
+    run = trainer(first, checkpoint, max_epochs=2, enable_checkpointing=True)
+    run.fit(TinyModule(), loader(), loader())
+    again = trainer(second, checkpoint, max_epochs=4, logger=logger, enable_checkpointing=True)
+    again.fit(TinyModule(), loader(), loader(), ckpt_path="checkpoints/last.ckpt")
+    assert logger.steps("gradcam/drift") == steps
+    reference, earlier = (one._session.history.tracks["gradcam"].reference for one in (second, first))
+    known = ~earlier.isnan()
+    assert known.any()
+    assert torch.equal(reference[known], earlier[known])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: state.pop("layout"),
+        lambda state: state.update(layout=2, history=[]),
+        lambda state: state.pop("failures"),
+        lambda state: state.update(fingerprint="x"),
+        lambda state: state["history"]["tracks"]["gradcam"].pop("peak"),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_refused_in_words_and_the_run_goes_on(spoil):
+    checkpoint, logger = ModelCheckpoint("checkpoints", save_last=True), Recorder()
+    callback = GradCAMCallback(samples=4)
+    run = trainer(callback, checkpoint, max_epochs=1, enable_checkpointing=True)
+    run.fit(TinyModule(), loader(), loader())
+    saved = torch.load("checkpoints/last.ckpt", weights_only=True)
+    spoil(saved["callbacks"][callback.state_key])
+    torch.save(saved, "checkpoints/other.ckpt")
+    again = trainer(GradCAMCallback(samples=4), checkpoint, max_epochs=3, logger=logger, enable_checkpointing=True)
+    with pytest.warns(UserWarning, match="cannot read its part of the resumed run's checkpoint.*drift starts anew"):
+        again.fit(TinyModule(), loader(), loader(), ckpt_path="checkpoints/other.ckpt")
+    assert logger.steps("gradcam/strength") == [5, 8]
+    assert logger.steps("gradcam/drift") == [8]
+
+
+class Shift:
+    def __call__(self, output, batch):
+        return output[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [("label", "label"), (1, "1"), (Shift(), "Shift"), (partial(Shift()), "partial"), (SegmentationTarget(1), None)],
+)
+def test_a_question_has_the_same_words_in_every_process(target, words):
+    words = words or "SegmentationTarget(index=1, region=None)"
+    assert GradCAMCallback(target=target).settings.question == f"target {words} · gradcam"
+
+
+def test_two_callbacks_in_one_trainer():
+    logger = Recorder()
+    one, two = GradCAMCallback("net.4", samples=2), GradCAMCallback("net.0", samples=2, prefix="early")
+    assert one.state_key != two.state_key
+    trainer(one, two, logger=logger).fit(TinyModule(), loader(), loader())
+    assert len(logger.steps("gradcam/strength")) == len(logger.steps("early/strength")) == 3
+
+
+def test_checkpoints_can_monitor_a_key():
+    checkpoint = ModelCheckpoint("checkpoints", monitor="gradcam/strength", mode="max")
+    callback = GradCAMCallback(samples=2)
+    run = trainer(callback, checkpoint, enable_checkpointing=True)
+    run.fit(TinyModule(), loader(), loader())
+    assert checkpoint.best_model_score is not None
+
+
+def test_is_picklable_before_and_after_a_run():
+    callback = GradCAMCallback("net.4", samples=2, target=1)
+    trainer(callback).fit(TinyModule(), loader(), loader())
+    again = pickle.loads(pickle.dumps(callback))
+    assert again.samples == 2
+    assert again.target(torch.tensor([[1.0, 2.0]]), Batch(torch.zeros(1, 3, 2, 2))).tolist() == [2]
