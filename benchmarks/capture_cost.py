@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,52 +42,48 @@ from torchcam.methods import GradCAM as TorchcamGradCAM
 from torchvision import models
 
 from lightning_gradcam import Batch
-from lightning_gradcam.capture import capture
-from lightning_gradcam.functional import observe
-from lightning_gradcam.methods import gradcam
-from lightning_gradcam.targets import label
+from lightning_gradcam.attribution.functional import attribute
+from lightning_gradcam.attribution.layers import find_layer
+from lightning_gradcam.attribution.layout import Layout, Tokens, channels_first
+from lightning_gradcam.attribution.methods import gradcam
+from lightning_gradcam.attribution.targets import label
 
 PIXELS = 224
 
 
 @dataclass(frozen=True)
 class Task:
-    """A model, the layer to look at, and a batch to look at it with."""
+    """A model, the layer to look at, how its output lies on the image, and a batch to look at it with."""
 
     model: nn.Module
+    name: str
     layer: nn.Module
-    to_map: Callable[[Tensor], Tensor] | None  # the layer's tokens (n, 1 + h * w, c) to a map (n, c, h, w)
+    layout: Layout
     images: Tensor
     labels: Tensor
-
-
-def patches(tokens: Tensor) -> Tensor:
-    """Tokens ``(n, 197, c)`` without the class token to a map ``(n, c, 14, 14)``."""
-    return tokens[:, 1:].mT.unflatten(2, (14, 14))
 
 
 def vit_b_16() -> nn.Module:
     """torchvision starts its last layer at zero, which gives no gradient and so no map."""
     model = models.vit_b_16()
-    nn.init.normal_(model.heads.head.weight, std=0.02)
+    nn.init.normal_(model.get_parameter("heads.head.weight"), std=0.02)
     return model
 
 
-Choice = tuple[Callable[[], nn.Module], Callable[[nn.Module], nn.Module], Callable[[Tensor], Tensor] | None]
-MODELS: dict[str, Choice] = {
-    "ResNet-18": (models.resnet18, lambda model: model.layer4, None),
-    "ResNet-50": (models.resnet50, lambda model: model.layer4, None),
-    "MobileNetV3-L": (models.mobilenet_v3_large, lambda model: model.features, None),
-    "ViT-B/16": (vit_b_16, lambda model: model.encoder.layers[-1].ln_1, patches),
+MODELS: dict[str, tuple[Callable[[], nn.Module], str, Layout]] = {
+    "ResNet-18": (models.resnet18, "layer4", channels_first),
+    "ResNet-50": (models.resnet50, "layer4", channels_first),
+    "MobileNetV3-L": (models.mobilenet_v3_large, "features", channels_first),
+    "ViT-B/16": (vit_b_16, "encoder.layers[-1].ln_1", Tokens(14, 14)),
 }
 
 
 def build(name: str, samples: int) -> Task:
     torch.manual_seed(0)
-    make, find_layer, to_map = MODELS[name]
+    make, layer, layout = MODELS[name]
     model = make().eval()
     images = torch.randn(samples, 3, PIXELS, PIXELS)
-    return Task(model, find_layer(model), to_map, images, torch.randint(1000, (samples,)))
+    return Task(model, *find_layer(model, layer), layout, images, torch.randint(1000, (samples,)))
 
 
 @torch.no_grad()
@@ -95,35 +92,33 @@ def forward(task: Task) -> Tensor:
 
 
 def ours(task: Task) -> Tensor:
-    """As the callback does it, which clones the batch; tokens take the two steps of ``observe`` one by one."""
-    batch, layers = Batch(task.images, task.labels), {"layer": task.layer}
+    """As the callback does it, which clones the batch."""
 
-    def run() -> Tensor:
-        return task.model(task.images.clone())
+    def run(batch: Batch) -> Tensor:
+        return task.model(batch.images.clone())
 
-    if task.to_map is None:
-        return observe(task.model, batch, layers, run, label, gradcam).maps["layer"]
-    seen = capture(task.model, layers, run, lambda output: label(output, batch), len(task.images))
-    return gradcam(task.to_map(seen.activations["layer"]), task.to_map(seen.gradients["layer"]))
+    batch = Batch(task.images, task.labels)
+    return attribute(task.model, batch, {task.name: task.layout}, run, label, gradcam).maps[task.name]
 
 
 def captum(task: Task) -> Tensor:
     """Tokens take the call inside ``LayerGradCam``, which itself can only average over all but the second axis."""
-    if task.to_map is None:
-        return LayerGradCam(task.model, task.layer).attribute(task.images, task.labels)[:, 0].detach()
+    if task.layout is channels_first:
+        maps = LayerGradCam(task.model, task.layer).attribute(task.images, task.labels)
+        return cast(Tensor, maps)[:, 0].detach()  # a tuple only for layers that hand out several
     (gradients,), (activations,) = compute_layer_gradients_and_eval(task.model, task.layer, task.images, task.labels)
-    return gradcam(task.to_map(activations), task.to_map(gradients)).detach()
+    return gradcam(task.layout(activations), task.layout(gradients)).detach()
 
 
 def torchcam(task: Task) -> Tensor:
-    with TorchcamGradCAM(task.model, task.layer, reshape_transform=task.to_map) as extractor:
+    with TorchcamGradCAM(task.model, task.layer, reshape_transform=task.layout) as extractor:
         scores = task.model(task.images)
         return extractor(task.labels.tolist(), scores, normalized=False)[0]
 
 
 def grad_cam(task: Task) -> Tensor:
-    targets = [ClassifierOutputTarget(index) for index in task.labels.tolist()]
-    with GradCAM(task.model, [task.layer], reshape_transform=task.to_map) as extractor:
+    targets: list[Any] = [ClassifierOutputTarget(index) for index in task.labels.tolist()]
+    with GradCAM(task.model, [task.layer], reshape_transform=task.layout) as extractor:
         return torch.from_numpy(extractor(task.images, targets))
 
 
@@ -195,10 +190,10 @@ def memory_of_this_process(name: str, run: str, samples: int, times: int) -> dic
     return {"process": max(before, after), "capture": after - built}
 
 
-def measure_memory(name: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+def measure_memory(name: str, runs: Sequence[str], options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """The result of :func:`memory_of_this_process` of each run, each in fresh processes of which the median counts."""
     result = {}
-    for run in RUNS:
+    for run in runs:
         settings = ["--samples", options.samples, "--captures", options.captures, "--threads", options.threads]
         command = [sys.executable, __file__, "--child", name, run, *map(str, settings)]
         seen = [
@@ -209,9 +204,8 @@ def measure_memory(name: str, options: argparse.Namespace) -> dict[str, dict[str
     return result
 
 
-def table(title: str, unit: str, rows: Sequence[Sequence[str]]) -> str:
-    header = ["model", f"forward, {unit}", *LIBRARIES]
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [["model", *header], ["---"] + ["---:"] * len(header), *rows]
     return "\n".join([f"\n**{title}**\n", *("| " + " | ".join(line) + " |" for line in lines)])
 
 
@@ -224,8 +218,8 @@ def time_row(name: str, seconds: dict[str, list[float]]) -> list[str]:
 
 
 def memory_row(name: str, memory: dict[str, dict[str, float]], part: str) -> list[str]:
-    plain = memory["forward"][part]
-    return [name, f"{plain:.0f}", *(f"{memory[library][part] / plain:.2f}" for library in LIBRARIES)]
+    plain, *others = (of_run[part] for of_run in memory.values())
+    return [name, f"{plain:.0f}", *(f"{other / plain:.2f}" for other in others)]
 
 
 def arguments() -> argparse.Namespace:
@@ -239,8 +233,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--skip-time", action="store_true")
     parser.add_argument("--skip-memory", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="the least of everything, to see that it still runs")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.quick:
+        least = {"samples": 1, "repeats": 1, "warmup": 0, "processes": 1, "captures": 1, "threads": 1}
+        vars(options).update(models=["ResNet-18", "ViT-B/16"], **least)
+    return options
 
 
 def main() -> None:
@@ -248,19 +247,24 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)  # values that random weights let shrink to nothing, and that trained ones do not
     if options.child:
-        print(json.dumps(memory_of_this_process(*options.child, options.samples, options.captures)))
+        name, run = options.child
+        print(json.dumps(memory_of_this_process(name, run, options.samples, options.captures)))
         return
     print(f"torch {torch.__version__}, {options.threads} threads, {options.samples} images of {PIXELS} px")
     if not options.skip_time:
         seconds = {name: measure_time(name, options) for name in options.models}
         title = f"Time of a capture, in forwards: median of {options.repeats} (smallest to largest)"
-        print(table(title, "ms", [time_row(name, runs) for name, runs in seconds.items()]))
+        print(table(title, ["forward, ms", *LIBRARIES], [time_row(name, runs) for name, runs in seconds.items()]))
     if not options.skip_memory:
-        memory = {name: measure_memory(name, options) for name in options.models}
+        names, runs = options.models, list(RUNS)
+        if options.quick:  # a process takes seconds to import everything
+            names, runs = names[:1], runs[:1]
+        memory = {name: measure_memory(name, runs, options) for name in names}
+        header = ["forward, MiB", *runs[1:]]
         title = "Peak memory of the process that captures, in that of the process that only runs the forward"
-        print(table(title, "MiB", [memory_row(name, runs, "process") for name, runs in memory.items()]))
+        print(table(title, header, [memory_row(name, of_runs, "process") for name, of_runs in memory.items()]))
         title = "The same, above what the process held once the model and its batch were built"
-        print(table(title, "MiB", [memory_row(name, runs, "capture") for name, runs in memory.items()]))
+        print(table(title, header, [memory_row(name, of_runs, "capture") for name, of_runs in memory.items()]))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 python benchmarks/guided_cost.py   # two minutes on two cores
 """
 
+import argparse
 from statistics import median
 from time import perf_counter
 
@@ -10,21 +11,22 @@ import torch
 import torchvision
 
 from lightning_gradcam import Batch
-from lightning_gradcam.functional import observe
-from lightning_gradcam.guided import guided_gradients
-from lightning_gradcam.layout import channels_first
-from lightning_gradcam.methods import gradcam
-from lightning_gradcam.targets import label
-
-REPEATS = 7
+from lightning_gradcam.attribution.functional import attribute
+from lightning_gradcam.attribution.guided import guided_gradients
+from lightning_gradcam.attribution.layout import channels_first
+from lightning_gradcam.attribution.methods import gradcam
+from lightning_gradcam.attribution.targets import label
 
 
 def main() -> None:
-    print(f"16 images of 224 px, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the least of everything, to see that it still runs")
+    samples, pixels, repeats = (2, 64, 1) if parser.parse_args().quick else (16, 224, 7)
+    print(f"{samples} images of {pixels} px, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     print("| model | forward, ms | Grad-CAM | Guided Backpropagation |\n| --- | ---: | ---: | ---: |")
     for name, layer in (("resnet18", "layer4"), ("resnet50", "layer4"), ("mobilenet_v2", "features")):
         model = getattr(torchvision.models, name)(weights=None).eval()
-        batch = Batch(torch.rand(16, 3, 224, 224), torch.arange(16))
+        batch = Batch(torch.rand(samples, 3, pixels, pixels), torch.arange(samples))
 
         def forward(batch: Batch, model: torch.nn.Module = model) -> torch.Tensor:
             return model(batch.images)
@@ -35,11 +37,11 @@ def main() -> None:
 
         ways = (
             plain,
-            lambda: observe(model, batch, {layer: channels_first}, forward, label, gradcam),  # noqa: B023
+            lambda: attribute(model, batch, {layer: channels_first}, forward, label, gradcam),  # noqa: B023
             lambda: guided_gradients(model, batch, forward, label),  # noqa: B023
         )
         times = []
-        for _ in range(1 + REPEATS):  # the first is to warm up
+        for _ in range(1 + repeats):  # the first is to warm up
             row = []
             for way in ways:
                 started = perf_counter()

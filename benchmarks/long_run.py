@@ -9,11 +9,13 @@ checkpoint.
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
 import tempfile
 import warnings
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradcam import GradCAMCallback
+
+# What the trainers of these scripts leave out.
+BARE: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
 
 
 class Tiny(LightningModule):
@@ -46,16 +51,19 @@ class Tiny(LightningModule):
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the least of everything, to see that it still runs")
+    epochs, threads = (10, 1) if parser.parse_args().quick else (100, 2)
+    tenth = epochs // 10
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     data = DataLoader(TensorDataset(torch.rand(64, 3, 32, 32), torch.arange(64) % 3), 32)
     callback = GradCAMCallback(samples=16)
     with tempfile.TemporaryDirectory() as folder:
         logger = TensorBoardLogger(folder)
-        options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-        trainer = Trainer(accelerator="cpu", max_epochs=100, logger=logger, callbacks=[callback], **options)
+        trainer = Trainer(accelerator="cpu", max_epochs=epochs, logger=logger, callbacks=[callback], **BARE)
         trainer.fit(Tiny(), data, data)
         events = EventAccumulator(logger.log_dir, {"images": 0, "scalars": 0})
         events.Reload()
@@ -63,10 +71,12 @@ def main() -> None:
         strips = [len(image.encoded_image_string) for image in events.Images("gradcam/filmstrip")]
     state = io.BytesIO()
     torch.save(callback.state_dict(), state)
-    early, late = median(seconds[10:20]), median(seconds[90:100])
-    print(f"ms an observation, epochs 10 to 19: {early * 1000:.1f}, epochs 90 to 99: {late * 1000:.1f}")
+    early, late = median(seconds[tenth : 2 * tenth]), median(seconds[-tenth:])
+    print(f"ms an observation, epochs {tenth} to {2 * tenth - 1}: {early * 1000:.1f}", end=", ")
+    print(f"epochs {epochs - tenth} to {epochs - 1}: {late * 1000:.1f}")
     print(f"ratio: {late / early:.2f}")
-    print(f"kB of the filmstrip, epoch 19: {strips[20] / 1000:.0f}, epoch 99: {strips[-1] / 1000:.0f}")
+    print(f"kB of the filmstrip, epoch {2 * tenth - 1}: {strips[2 * tenth] / 1000:.0f}", end=", ")
+    print(f"epoch {epochs - 1}: {strips[-1] / 1000:.0f}")
     print(f"kB in a checkpoint: {state.tell() / 1000:.0f}")
 
 

@@ -6,7 +6,7 @@ anew, since it would hide everything. Shown are the layer and its grid; whether 
 and the map not empty for both images; what choosing cost, in forwards of the two images without gradients; and, where
 ``community_layers.csv`` names a layer that people use, whether the map there is the same.
 
-    python benchmarks/model_coverage.py                       # all, to docs/model_coverage.md
+    python benchmarks/model_coverage.py --markdown docs/model_coverage.md    # half an hour on one core
     python benchmarks/model_coverage.py --only timm --match vit
 """
 
@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,9 +31,10 @@ import torchvision
 from torch import Tensor, nn
 
 from lightning_gradcam import Batch, gradcam
-from lightning_gradcam.capture import capture
-from lightning_gradcam.layers import find_layer, locate
-from lightning_gradcam.targets import predicted
+from lightning_gradcam.attribution.capture import capture
+from lightning_gradcam.attribution.choice import locate_layers
+from lightning_gradcam.attribution.layers import find_layer
+from lightning_gradcam.attribution.targets import predicted
 
 HERE = Path(__file__).parent
 # Image classifiers of transformers that are not tried: by kind or class.
@@ -87,7 +89,9 @@ def timm_models(more: set[str]) -> Iterator[Model]:
                 return 10**12
 
     def build(name: str) -> tuple[nn.Module, int]:
-        side = timm.get_pretrained_cfg(name).input_size[-1]
+        config = timm.get_pretrained_cfg(name)
+        assert config is not None
+        side = config.input_size[-1]
         if side > 256:
             with suppress(TypeError):  # most transformers take any side, to save time
                 return timm.create_model(name, img_size=224), 224
@@ -146,7 +150,8 @@ def score(output: Any, batch: Batch) -> Tensor:
 
 def close(maps: Tensor, others: Tensor) -> bool:
     """Whether two layers hand out the same tensor: equal up to rounding, since it may lie in memory in another way."""
-    return maps.shape == others.shape and bool(torch.allclose(maps, others, rtol=1e-4, atol=1e-5 * maps.abs().max()))
+    atol = 1e-5 * maps.abs().max().item()
+    return maps.shape == others.shape and torch.allclose(maps, others, rtol=1e-4, atol=atol)
 
 
 def look(build: Callable[[], tuple[nn.Module, int]], named: list[str]) -> dict[str, Any]:
@@ -161,7 +166,7 @@ def look(build: Callable[[], tuple[nn.Module, int]], named: list[str]) -> dict[s
 
     cost = seconds_of_forward(model, images)
     started = time.perf_counter()
-    layouts, _ = locate(model, (), None, batch, forward, score)
+    layouts, _ = locate_layers(model, (), None, batch, forward, score)
     cost = (time.perf_counter() - started) / cost
     ((name, layout),) = layouts.items()
     layers = dict([find_layer(model, name)])
@@ -188,7 +193,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["torchvision", "timm", "transformers"])
     parser.add_argument("--match", default="", help="only models with this in their name")
-    parser.add_argument("--markdown", type=Path, help="where to write the table")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--markdown", type=Path, help="where to write the table")
+    where.add_argument("--quick", action="store_true", help="one model of each library, to see that it still runs")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -205,12 +212,14 @@ def main() -> None:
     }
     rows = []
     for library, find in models.items():
-        for name, build in find() if args.only in (None, library) else ():
-            if args.match not in name:
-                continue
+        found = find() if args.only in (None, library) else ()
+        matching = (model for model in found if args.match in model[0])
+        for name, build in islice(matching, 1 if args.quick else None):
             try:
                 row = look(build, community.get((library, name), []))
             except Exception as error:
+                if args.quick:
+                    raise
                 row = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
             rows.append({"library": library, "model": name, **row})
             print(*rows[-1].values(), flush=True)

@@ -4,8 +4,9 @@ A ResNet-18 is trained for one step by a real ``Trainer`` with a ``TensorBoardLo
 After its validation, in the hook in which the callback itself works, three ways to look at 16 photos of 224 px take
 turns, in an order drawn anew in each repeat:
 
-- ours: the functions of ``GradCAMCallback``, one after the other, each timed; the filmstrip and the noise floor, which
-  the plain ways do not have, stand in rows of their own;
+- ours: first ``Session.observe``, which is all that the callback does and the last row of the table; then its parts,
+  one after the other, each with a clock. Filmstrip, noise floor and record, which the plain ways do not have, stand in
+  rows of their own;
 - a figure: what one finds in notebooks. Maps by ``pytorch_grad_cam.GradCAM``, ``show_cam_on_image`` for each sample, a
   matplotlib figure of 4 x 4 titled axes drawn to an array, ``add_image`` and ``wandb.Image`` with their defaults;
 - make_grid: the same with ``torchvision.utils.make_grid`` instead of the figure, so without any text.
@@ -28,6 +29,8 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -38,6 +41,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import wandb
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import show_cam_on_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -50,11 +54,14 @@ from torchvision.models import resnet18
 from torchvision.utils import make_grid
 
 from lightning_gradcam import Display, Drift, GradCAMCallback
-from lightning_gradcam.callback import _log_directly
-from lightning_gradcam.history import Moment
-from lightning_gradcam.picture.grid import captions
+from lightning_gradcam.run.history import Moment
+from lightning_gradcam.run.observer import Observer
+from lightning_gradcam.run.outlets import log_numbers_directly
+from lightning_gradcam.run.pictures import Look, layer_pictures
+from lightning_gradcam.run.probe import prepare
+from lightning_gradcam.run.session import Session
 
-SAMPLES, PIXELS = 16, 224
+PIXELS = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -98,64 +105,72 @@ class Classifier(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
-def ours(callback: GradCAMCallback, trainer: Trainer, module: Classifier) -> dict[str, float]:
-    """What ``GradCAMCallback._look`` does, with a clock on each part."""
-    clock, step, history = Clock(), trainer.global_step, callback._history
+def ours(session: Session, trainer: Trainer, module: Classifier) -> dict[str, float]:
+    """One observation as the callback makes it, and one by its parts."""
+    clock, step, moment = Clock(), trainer.global_step, Moment(0, True)
+    history, outlets = session.history, session.outlets
+    assert outlets is not None
+    with clock("whole"):
+        session.observe(trainer, module, step, moment, log_numbers_directly)
+    observer = Observer(replace(session.settings, drift=Drift(noise_floor=False)))
     with clock("load"):
-        callback._prepare(trainer, module)
+        probe = prepare(trainer, module, session.settings, partial(observer.forward, trainer, module))
     with clock("capture"):
-        probe, observation, _ = callback._observe(trainer, module)
+        seen = observer.look(trainer, module, probe)
     with clock("noise floor"):  # the same once more, on images that are shifted
-        _, shifted, _ = callback._observe(trainer, module)
-    maps, (prefix,) = probe.maps(observation), probe.layers
+        seen = replace(seen, shifted=observer.look(trainer, module, probe).maps)
     with clock("metrics"):
-        reading = history.read(maps, probe.maps(shifted), observation.prediction, probe.regions)
-        history.add(reading, maps, observation.prediction, Moment(0, True))
-    with clock("grid"):
-        under = captions(probe.batch, maps[prefix], observation.prediction, None, reading.drift[prefix])
-        grid = callback._grid(probe, prefix, maps[prefix], under, "epoch 0")
-    with clock("filmstrip"):
-        filmstrip = callback._filmstrip(probe, prefix, maps[prefix], under, reading.moved[prefix])
-    with clock("log grid"):
-        callback._hand_out(trainer, f"{prefix}/grid", grid, step)
+        measured = history.measure(seen.maps, seen.shifted, seen.prediction, probe.regions, (), seen.target_classes)
+        history.add(measured, seen.maps, seen.prediction, moment, seen.target_classes)
+    look = Look(probe, seen, measured, moment, "epoch 0")
+    pictures = layer_pictures(look, history)
+    for part in ("grid", "filmstrip"):
+        with clock(part):
+            picture = next(pictures)
+        with clock(f"log {part}"):
+            outlets.send_pictures(trainer, [picture], step)
+    with clock("record"):
+        outlets.record(trainer, look)
     with clock("log numbers"):
-        _log_directly(trainer, module, reading.numbers, step)
-    with clock("log filmstrip"):
-        callback._hand_out(trainer, f"{prefix}/filmstrip", filmstrip, step)
+        log_numbers_directly(trainer, module, measured.numbers, step)
     return clock.seconds
 
 
 def plain(draw: Callable[..., np.ndarray], key: str, trainer: Trainer, module: Classifier) -> dict[str, float]:
     """Grad-CAM in a validation hook as one would write it by hand; it logs no numbers."""
-    clock = Clock()
+    clock, loader = Clock(), trainer.val_dataloaders
+    loggers: list[Any] = trainer.loggers
+    assert loader is not None
     with clock("load"):
-        images, labels = next(iter(trainer.val_dataloaders))
-    with clock("capture"), torch.enable_grad():
-        targets = [ClassifierOutputTarget(label) for label in labels.tolist()]
-        with GradCAM(module.model, [module.model.layer4]) as extractor:
-            maps = extractor(images, targets)
-        predicted = extractor.outputs.argmax(1)
-    with clock("grid"):
-        mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-        photos = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-        overlays = [show_cam_on_image(photo, cam, use_rgb=True) for photo, cam in zip(photos, maps, strict=True)]
-        picture = draw(overlays, labels, predicted)
-    with clock("log grid"):
-        tensorboard, run = (logger.experiment for logger in trainer.loggers)
-        tensorboard.add_image(key, picture, trainer.global_step, dataformats="HWC")
-        run.log({key: wandb.Image(picture)})
+        images, labels = next(iter(loader))
+    with clock("whole"):
+        with clock("capture"), torch.enable_grad():
+            targets: list[Any] = [ClassifierOutputTarget(label) for label in labels.tolist()]
+            with GradCAM(module.model, [module.model.layer4]) as extractor:
+                maps = extractor(images, targets)
+            predicted = extractor.outputs.argmax(1)
+        with clock("grid"):
+            mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+            photos = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+            overlays = [show_cam_on_image(photo, cam, use_rgb=True) for photo, cam in zip(photos, maps, strict=True)]
+            picture = draw(overlays, labels, predicted)
+        with clock("log grid"):
+            tensorboard, run = (logger.experiment for logger in loggers)
+            tensorboard.add_image(key, picture, trainer.global_step, dataformats="HWC")
+            run.log({key: wandb.Image(picture)})
     module.zero_grad()
     return clock.seconds
 
 
 def figure(overlays: list[np.ndarray], labels: Tensor, predicted: Tensor) -> np.ndarray:
-    fig, axes = plt.subplots(4, 4, figsize=(10, 10))
+    fig, axes = plt.subplots(len(overlays) // 4, 4, figsize=(10, 10))
     for axis, overlay, label, guess in zip(axes.flat, overlays, labels, predicted, strict=True):
         axis.imshow(overlay)
         axis.set_title(f"label {label}, predicted {guess}", fontsize=8)
         axis.axis("off")
     fig.tight_layout()
     fig.canvas.draw()
+    assert isinstance(fig.canvas, FigureCanvasAgg)
     picture = np.asarray(fig.canvas.buffer_rgba())[..., :3].copy()
     plt.close(fig)
     return picture
@@ -167,18 +182,21 @@ def image_grid(overlays: list[np.ndarray], labels: Tensor, predicted: Tensor) ->
 
 
 class Measure(Callback):
-    """Takes all ways in turns after the validation, where ``GradCAMCallback`` has just worked and proven itself."""
+    """Takes all ways in turns after the validation, where ``GradCAMCallback`` looks."""
 
-    def __init__(self, callback: GradCAMCallback, repeats: int, warmup: int) -> None:
-        self.callback, self.repeats, self.warmup = callback, repeats, warmup
+    def __init__(self, session: Session, repeats: int, warmup: int) -> None:
+        self.session, self.repeats, self.warmup = session, repeats, warmup
         self.seconds: dict[str, list[dict[str, float]]] = {"ours": [], "figure": [], "make_grid": []}
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        assert isinstance(trainer.logger, TensorBoardLogger)
         ways = {
-            "ours": lambda: ours(self.callback, trainer, pl_module),
+            "ours": lambda: ours(self.session, trainer, pl_module),
             "figure": lambda: plain(figure, "plain/figure", trainer, pl_module),
             "make_grid": lambda: plain(image_grid, "plain/make_grid", trainer, pl_module),
         }
+        self.session.observe(trainer, pl_module, 0, Moment(-1, False), log_numbers_directly)  # as before training
         shuffle = random.Random(0).shuffle
         for _ in range(self.warmup + self.repeats):
             order = list(ways)
@@ -186,19 +204,17 @@ class Measure(Callback):
             for way in order:
                 gc.collect()
                 self.seconds[way].append(ways[way]())
-                trainer.loggers[0].experiment.flush()
+                trainer.logger.experiment.flush()
         for turns in self.seconds.values():
             del turns[: self.warmup]
 
 
-def run(repeats: int, warmup: int) -> dict[str, list[dict[str, float]]]:
+def run(samples: int, repeats: int, warmup: int) -> dict[str, list[dict[str, float]]]:
     """Seconds of each part, in each repeat, of each way."""
     torch.manual_seed(0)
     photos = sample_photos()
-    callback = GradCAMCallback(
-        "layer4", samples=SAMPLES, drift=Drift(noise_floor=False), display=Display(mean=MEAN, std=STD)
-    )
-    measure = Measure(callback, repeats, warmup)
+    callback = GradCAMCallback("layer4", samples=samples, display=Display(mean=MEAN, std=STD), on_error="raise")
+    measure = Measure(Session(callback.settings), repeats, warmup)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator="cpu",
@@ -206,20 +222,18 @@ def run(repeats: int, warmup: int) -> dict[str, list[dict[str, float]]]:
             limit_train_batches=1,
             num_sanity_val_steps=0,
             logger=[TensorBoardLogger(folder), WandbLogger(save_dir=folder, project="benchmark", offline=True)],
-            callbacks=[callback, measure],
+            callbacks=[measure],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(Classifier(), DataLoader(photos, SAMPLES), DataLoader(photos, SAMPLES))
+        trainer.fit(Classifier(), DataLoader(photos, samples), DataLoader(photos, samples))
         wandb.finish()
     return measure.seconds
 
 
 def table(seconds: dict[str, list[dict[str, float]]]) -> str:
     """A row for each part and each sum: milliseconds of each way, and how often ours goes into the plain ones."""
-    alike = ("capture", "metrics", "grid", "log grid", "log numbers")
-    strip = ("filmstrip", "log filmstrip")
     rows = {
         "load, once a run": ("load",),
         "capture": ("capture",),
@@ -228,11 +242,12 @@ def table(seconds: dict[str, list[dict[str, float]]]) -> str:
         "log of the grid": ("log grid",),
         "grid + its log": ("grid", "log grid"),
         "log of the numbers": ("log numbers",),
-        "**total of these**": alike,
+        "**total of these**": ("capture", "metrics", "grid", "log grid", "log numbers"),
         "filmstrip": ("filmstrip",),
         "log of the filmstrip": ("log filmstrip",),
         "noise floor": ("noise floor",),
-        "**total with all**": (*alike, *strip, "noise floor"),
+        "record": ("record",),
+        "**total with all**": ("whole",),
     }
     lines = ["| ms | ours | figure | make_grid | figure / ours | make_grid / ours |"]
     lines.append("| --- |" + " ---: |" * 5)
@@ -251,16 +266,20 @@ def ratio(plain: list[float], ours: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=16, help="photos, in rows of four")
     parser.add_argument("--repeats", type=int, default=9, help="timed observations of each way")
     parser.add_argument("--warmup", type=int, default=1, help="observations of each way before these")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--quick", action="store_true", help="the least of everything, to see that it still runs")
     options = parser.parse_args()
+    if options.quick:
+        vars(options).update(samples=4, repeats=1, warmup=0, threads=1)
     torch.set_num_threads(options.threads)
     matplotlib.use("Agg")
     os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    seconds = run(options.repeats, options.warmup)
+    seconds = run(options.samples, options.repeats, options.warmup)
     print(f"torch {torch.__version__}, {options.threads} threads, medians of {options.repeats}\n")
     print(table(seconds))
 

@@ -7,12 +7,14 @@ without the tag; the map of the chosen layer has 12 x 12 cells. Then it trains t
     python benchmarks/paper.py   # six minutes on two cores
 """
 
+import argparse
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -23,8 +25,9 @@ import scenes
 import vqa
 
 from lightning_gradcam import Batch, TopTarget, gradcam, guided_backprop, guided_gradcam
-from lightning_gradcam.faithfulness import deletion, insertion, occlusion_correlation, randomization
-from lightning_gradcam.metrics.localization import box_masks, mass
+from lightning_gradcam.attribution.regions import box_masks
+from lightning_gradcam.metrics.faithfulness import deletion, insertion, occlusion_correlation
+from lightning_gradcam.metrics.localization import mass
 from lightning_gradcam.metrics.protocols import (
     class_average,
     localization_errors,
@@ -33,26 +36,33 @@ from lightning_gradcam.metrics.protocols import (
     pointing_game_with_rejection,
     pxap,
 )
+from lightning_gradcam.metrics.randomization import randomization
 
 SIZE = (example.SIZE, example.SIZE)
 
 
-def train(run: str) -> example.Classifier:
+def train(run: str, epochs: int) -> example.Classifier:
     example.seed_everything(0)
     model = example.Classifier()
     with tempfile.TemporaryDirectory() as folder:
         logger = example.TensorBoardLogger(folder, name="", version=run)
-        example.fit(model, run, logger, epochs=15)
+        example.fit(model, run, logger, epochs)
     return model.eval().requires_grad_(False)
 
 
-def show(what: str, *values: float) -> None:
+def show(what: str, *values: float | Tensor) -> None:
     print(f"{what:64}" + "".join(f"{float(value):10.3g}" for value in values))
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the least of everything, to see that it still runs")
+    epochs, epochs_of_captions, epochs_of_answers = 15, 22, 16
+    if parser.parse_args().quick:
+        epochs = epochs_of_captions = epochs_of_answers = 1
+        example.DigitsOnPhotos.__len__ = lambda self: 20  # the scenes inherit it
     torch.set_num_threads(1)
-    strong = train("strong")
+    strong = train("strong", epochs)
     images, labels, boxes, _ = next(iter(DataLoader(example.DigitsOnPhotos("no"), batch_size=400))).values()
     batch, masks = Batch(images, labels), box_masks(boxes, SIZE)
     maps = gradcam(strong, images, target="label", labels=labels)
@@ -88,7 +98,7 @@ def main() -> None:
     peaks = top.flatten(2).amax(2)
     half = len(images) // 2
     candidates = peaks[:half].flatten().quantile(torch.linspace(0, 1, 41))
-    scores = [pointing_game_with_rejection(top[:half], shown[:half], one, 0).mean() for one in candidates]
+    scores = [pointing_game_with_rejection(top[:half], shown[:half], one, 0).mean() for one in candidates.tolist()]
     threshold = float(candidates[torch.stack(scores).argmax()])
     hits = pointing_game_with_rejection(top[half:], shown[half:], threshold, 0)
     show("pointing game with rejection, threshold of the first half, %", 100 * hits.mean())
@@ -132,29 +142,30 @@ def main() -> None:
     )
 
     tagged, labels, boxes, tag = next(iter(DataLoader(example.DigitsOnPhotos("right"), batch_size=400))).values()
-    weak = train("weak")
+    weak = train("weak", epochs)
     both = (weak(tagged).argmax(1) == labels) & (strong(tagged).argmax(1) == labels)
     for name, model in (("weak", weak), ("strong", strong)):
         found = gradcam(model, tagged, target="label", labels=labels)[both]
         inside = mass(found, box_masks(boxes, SIZE)[both]).nanmean(), mass(found, box_masks(tag, SIZE)[both]).nanmean()
         show(f"both right ({int(both.sum())}): {name}, share of the map on digit and tag", *inside)
 
-    language()
+    language(epochs, epochs_of_captions, epochs_of_answers)
 
 
-def absolute(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+def absolute(activations: Tensor, gradients: Tensor) -> Tensor:
     return (gradients.abs().mean((2, 3), keepdim=True) * activations).sum(1)
 
 
-def largest(activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+def largest(activations: Tensor, gradients: Tensor) -> Tensor:
     return (gradients.amax((2, 3), keepdim=True) * activations).sum(1)
 
 
-def language() -> None:
+def language(epochs: int, epochs_of_captions: int, epochs_of_answers: int) -> None:
     """Captions and questions, on 100 held-out scenes of two digits."""
     example.seed_everything(0)
-    captioner, answerer = captioning.Captioner(scenes.trained_features()), vqa.Answerer(scenes.trained_features())
-    for model, epochs in ((captioner, 22), (answerer, 16)):
+    captioner = captioning.Captioner(scenes.trained_features(epochs))
+    answerer = vqa.Answerer(scenes.trained_features(epochs))
+    for model, epochs in ((captioner, epochs_of_captions), (answerer, epochs_of_answers)):
         scenes.fit(model, scenes.Scenes(train=True), scenes.Scenes(), False, epochs, [])
         model.eval().requires_grad_(False)
     held_out = {name: values[:100] for name, values in scenes.held_out().items()}
@@ -172,7 +183,7 @@ def language() -> None:
         100 * digit.mean(),
     )
 
-    def caption_score(output: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def caption_score(output: Tensor, batch: Batch) -> Tensor:
         return output.gather(2, whole.inputs[: len(output), :, None]).sum((1, 2))
 
     ask = scenes.Asked(captioner, whole, captioning.say_caption)
@@ -188,7 +199,7 @@ def language() -> None:
         show(f"an answer: {name}, correlation with occlusion", found)
 
 
-def inside_by_outside(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+def inside_by_outside(maps: Tensor, masks: Tensor) -> Tensor:
     """The mean activation inside a region by that outside, over the samples."""
     share, area = mass(maps, masks), masks.mean((1, 2))
     return ((share / area) / ((1 - share) / (1 - area)).clamp_min(1e-6)).nanmedian()

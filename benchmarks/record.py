@@ -5,6 +5,7 @@ python benchmarks/record.py    # some seconds
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,8 +14,8 @@ from time import perf_counter
 import numpy as np
 
 from lightning_gradcam import Record, compare
-from lightning_gradcam.record import Writer, sample_rows
-from lightning_gradcam.report import write_page
+from lightning_gradcam.record.page import write_page
+from lightning_gradcam.record.record import Writer, sample_rows
 
 SAMPLES = 16
 
@@ -40,7 +41,7 @@ def record(folder: Path, observations: int, cells: int) -> Record:
     started = perf_counter()
     opened = Record.open(folder)
     seconds = perf_counter() - started
-    largest = max(file.stat().st_size for file in folder.glob("step=*"))
+    largest = max(file.stat().st_size for file in folder.glob("observation=*.npz"))
     print(
         f"{observations:5} observations of {SAMPLES} samples at {cells}x{cells}: {largest / 1000:.1f} kB each, "
         f"opened in {seconds:.2f} s"
@@ -74,10 +75,13 @@ def browse(page: Path) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the least of everything, to see that it still runs")
+    many, some = (5, 4) if parser.parse_args().quick else (1000, 50)
     with tempfile.TemporaryDirectory() as folder:
-        record(Path(folder, "long"), 1000, 7)
+        record(Path(folder, "long"), many, 7)
         for cells in (7, 14):
-            runs = [record(Path(folder, f"{name}{cells}"), 50, cells) for name in ("weak", "strong")]
+            runs = [record(Path(folder, f"{name}{cells}"), some, cells) for name in ("weak", "strong")]
             started = perf_counter()
             page = write_page(compare(*runs), Path(folder, "page.html"))
             seconds = perf_counter() - started

@@ -5,6 +5,7 @@ python benchmarks/reliability.py docs/reliability.md    # seven minutes on two c
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -18,15 +19,19 @@ WHAT = {
         "test_invariance": "special runs bit-identical with and without; naive callbacks that must not be",
         "test_processes": "one, two and four processes: DDP (plain, unused parameters, static graph), FSDP2, resumed",
         "test_variants": "compiled, checkpointed, reparametrized, in bf16: maps as of the plain model",
+        "test_variants_in_a_run": "a trainer's precisions, averaged weights, several inputs",
         "test_capture": "models as they were after a capture, also after an exception; layers that are refused",
     },
     "Faults": {
         "test_faults": "errors, out of memory, full and read-only disks, closed loggers, signals, kill -9",
         "test_drift_in_a_run": "resumed runs, monitors and alerts",
-        "test_record": "the record of runs that are killed, resumed, forked and moved; damaged and foreign records",
+        "test_checkpoint": "runs resumed with other samples, questions, rhythms and versions",
+        "test_recording": "the record of runs that are killed, resumed, forked and moved",
+        "test_record": "damaged and foreign records",
     },
     "Bad input": {
-        "test_callback": "mistakes in arguments, data and models: errors before the first training step",
+        "test_bad_input": "mistakes in arguments, data and models: errors before the first training step",
+        "test_samples": "data sets and loaders of every kind, and batches and boxes that are refused",
         "test_fuzz": "drawn maps, arguments and batches, which work or are refused in words",
         "test_compare": "runs that cannot be compared, spoilt records, pipes and full disks of the command",
         "test_security": "names with markup, paths, control characters and any script or length",
@@ -49,12 +54,19 @@ def row(name: str, what: str, cases: list[ET.Element]) -> str:
 
 
 def main() -> None:
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("target", nargs="?", type=Path, help="where to write the page")
+    where.add_argument("--quick", action="store_true", help="the tests of one module, to see that it still runs")
+    args = parser.parse_args()
+    files = {file.stem: file for file in (HERE / "tests").rglob("test_*.py")}
+    modules = [files[name] for group in WHAT.values() for name in group]
+    if args.quick:
+        modules = [files["test_record"]]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        files = [f"tests/{name}.py" for group in WHAT.values() for name in group]
-        command = [sys.executable, "-m", "pytest", "-m", "slow or not slow", f"--junitxml={report}", *files]
-        subprocess.run(command, cwd=HERE, check=False)
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "slow or not slow"]
+        subprocess.run([*command, f"--junitxml={report}", *modules], cwd=HERE, check=False)
         cases = list(ET.parse(report).iter("testcase"))
     lines = [
         "# What was tried to hurt a run",
@@ -69,8 +81,8 @@ def main() -> None:
         lines += [row(name, what, cases) for name, what in members.items()]
     text = "\n".join(lines) + "\n"
     print(text)
-    if target:
-        target.write_text(text)
+    if args.target:
+        args.target.write_text(text)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ its start to its end; the ratio is taken between the medians of neighbouring run
 
 from __future__ import annotations
 
+import argparse
 import logging
 import random
 import tempfile
@@ -17,13 +18,13 @@ from time import perf_counter
 
 import torch
 import torchvision
-from long_run import Tiny
+from long_run import BARE, Tiny
 from pytorch_lightning import Callback, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradcam import GradCAMCallback
 
-REPEATS, EPOCHS = 9, 3
+EPOCHS = 3
 
 
 class Network(Tiny):
@@ -48,33 +49,35 @@ def step(data: DataLoader, callbacks: list[Callback]) -> float:
     torch.manual_seed(0)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
         trainer = Trainer(
             accelerator="cpu",
             max_epochs=EPOCHS,
             logger=False,
             default_root_dir=folder,
             callbacks=[*callbacks, clock],
-            **options,
+            **BARE,
         )
         trainer.fit(Network(), data, data)
     return median(clock.steps) * 1000
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the least of everything, to see that it still runs")
+    repeats, images, threads = (1, 8, 1) if parser.parse_args().quick else (9, 64, 2)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(2)
-    data = DataLoader(TensorDataset(torch.rand(64, 3, 64, 64), torch.arange(64) % 3), 8)
+    torch.set_num_threads(threads)
+    data = DataLoader(TensorDataset(torch.rand(images, 3, 64, 64), torch.arange(images) % 3), 8)
     ways = {"with": lambda: [GradCAMCallback()], "without": list}
     times: dict[str, list[float]] = {way: [] for way in ways}
     step(data, [])  # warm up
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for way in random.sample(list(ways), 2):
             times[way].append(step(data, ways[way]()))
     ratios = [one / other for one, other in zip(times["with"], times["without"], strict=True)]
     print(f"a step without: {median(times['without']):.1f} ms, with: {median(times['with']):.1f} ms")
-    print(f"ratio: {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), {REPEATS} pairs of runs")
+    print(f"ratio: {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), {repeats} pairs of runs")
 
 
 if __name__ == "__main__":

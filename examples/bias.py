@@ -85,7 +85,7 @@ def main() -> None:
         table |= {f"{name:14}{group:6}": row for group, row in rows.items()}
 
     print("\nAccuracy on held-out digits of a group under each tag, and the share of their maps on digit and on tag:\n")
-    print(" " * 20 + "".join(f"{column:>14}" for column in rows["gap"]))
+    print(" " * 20 + "".join(f"{column:>14}" for column in next(iter(table.values()))))
     for label, row in table.items():
         print(label + "".join(f"{value:14.2f}" for value in row.values()))
     print(f"{'uniform map':62}{(DIGIT / SIZE) ** 2:14.2f}{(TAG / SIZE) ** 2:14.2f}")

@@ -23,7 +23,7 @@ from scenes import CHANNELS, SIDE, Reader, Scenes, fit, held_out, look, trained_
 from torch import Tensor, nn
 
 from lightning_gradcam import Batch, Display, GradCAMCallback
-from lightning_gradcam.metrics.localization import box_masks
+from lightning_gradcam.attribution.regions import box_masks
 
 WORDS = (*Scenes.classes, "a", "left of", "above", "<start>")
 A, LEFT_OF, START = (WORDS.index(word) for word in ("a", "left of", "<start>"))
@@ -98,11 +98,11 @@ def read_words(batch: dict) -> Batch:
     )
 
 
-def say_caption(model: Captioner, batch: Batch) -> Tensor:
+def say_caption(model: nn.Module, batch: Batch) -> Tensor:
     return model(batch.images, batch.inputs)
 
 
-def say_word(model: Captioner, batch: Batch) -> Tensor:
+def say_word(model: nn.Module, batch: Batch) -> Tensor:
     """The log-probabilities of what may stand in the place of one word, as of the classes of a classifier."""
     said = model(batch.images, batch.inputs["caption"])
     return said[torch.arange(len(said)), batch.inputs["place"]]

@@ -21,17 +21,20 @@ import random
 from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_gradcam import Batch, GradCAMCallback, gradcam
-from lightning_gradcam.metrics.localization import box_masks, mass
+from lightning_gradcam.attribution.regions import box_masks
+from lightning_gradcam.metrics.localization import mass
 
 TRAINING_TAG = {"weak": "right", "strong": "no", "recovered": "right"}  # of each run
 LAST_TAGGED_EPOCH = 7  # of run `recovered`, the others keep what they have
@@ -45,7 +48,7 @@ class DigitsOnPhotos(Dataset):
 
     def __init__(self, tag: str, train: bool = False) -> None:
         """`tag`: "right", in the colour of the picture's digit; "wrong", in that of another; or "no"."""
-        digits = load_digits()
+        digits: Any = load_digits()
         chosen = [i for i in range(len(digits.target)) if (i % 9 >= 2) == train]  # two of nine are held out: 400
         self.labels = digits.target[chosen].tolist()
         ink = torch.tensor(digits.images[chosen], dtype=torch.float32)[:, None] / 16
@@ -59,7 +62,7 @@ class DigitsOnPhotos(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict:
-        rng = random if self.train else random.Random(index)
+        rng: Any = random if self.train else random.Random(index)
         image, label = self.photo_crop(rng), self.labels[index]
 
         x, y = 0, SIZE - DIGIT
@@ -108,7 +111,7 @@ class Classifier(LightningModule):
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         self.log("val/accuracy", accuracy(self(batch["image"]), batch["label"]), prog_bar=True)
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(self.parameters(), weight_decay=1e-2)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, steps)
@@ -142,7 +145,8 @@ def read_batch(batch: dict) -> Batch:
 
 def fit(model: Classifier, run: str, logger: Logger, epochs: int) -> None:
     pictures = DigitsOnPhotos(TRAINING_TAG[run], train=True)
-    callbacks = [GradCAMCallback(batch_fn=read_batch)] + [RemoveTag(pictures)] * (run == "recovered")
+    callbacks: list[Callback] = [GradCAMCallback(batch_fn=read_batch)]
+    callbacks += [RemoveTag(pictures)] * (run == "recovered")
     fit_on(model, pictures, DigitsOnPhotos("right"), logger, epochs, callbacks)
 
 
@@ -222,10 +226,10 @@ def main() -> None:
         fit(model, run, logger, args.epochs)
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()  # else the next logger would go on in this run
-        table[run + ending] = row = measure(model)
+        table[run + ending] = measure(model)
 
     print("\nAccuracy on 400 held-out digits under each tag, and the share of the Grad-CAM maps on digit and on tag:\n")
-    print(" " * 12 + "".join(f"{column:>14}" for column in row))
+    print(" " * 12 + "".join(f"{column:>14}" for column in next(iter(table.values()))))
     for run, row in table.items():
         print(f"{run:12}" + "".join(f"{value:14.2f}" for value in row.values()))
     print(f"{'uniform map':54}{(DIGIT / SIZE) ** 2:14.2f}{(TAG / SIZE) ** 2:14.2f}")

@@ -7,15 +7,18 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from digits_on_photos import DIGIT, Classifier, DigitsOnPhotos, fit_on
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_gradcam import Batch, gradcam
-from lightning_gradcam.metrics.localization import box_masks, mass
+from lightning_gradcam.attribution.regions import box_masks
+from lightning_gradcam.metrics.localization import mass
 
 SIDE, GAP = 64, 3  # of a scene, and between two digits, in pixels
 CHANNELS = 64  # of the maps that are looked at
@@ -32,14 +35,14 @@ class Scenes(DigitsOnPhotos):
 
     def __getitem__(self, index: int) -> dict:
         """The `image`, its `digits` and their `boxes`, the left or upper one first, and whether they are `stacked`."""
-        rng = random if self.train else random.Random(index)
+        rng: Any = random if self.train else random.Random(index)
         image = self.photo_crop(rng, SIDE)
         other = index
         while self.labels[other] == self.labels[index]:
             other = rng.randrange(len(self))
         chosen = rng.sample([index, other], 2)
 
-        across = down = 0
+        across, down, corners = 0, 0, []
         while max(across, down) < DIGIT + GAP or abs(across - down) < 2 * GAP:  # until apart, and clearly one or other
             corners = [(rng.randint(0, SIDE - DIGIT), rng.randint(0, SIDE - DIGIT)) for _ in range(2)]
             across, down = (abs(one - two) for one, two in zip(*corners, strict=True))
@@ -85,7 +88,7 @@ class Reader(LightningModule):
         self.features = features
         self.gate = Gate(width)
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = list(self.features.parameters())
         new = [parameter for name, parameter in self.named_parameters() if not name.startswith("features.")]
         optimizer = torch.optim.AdamW([{"params": new}, {"params": trained}], weight_decay=1e-2)

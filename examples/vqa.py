@@ -44,14 +44,18 @@ class Answerer(Reader):
         return self.head(self.gate(maps, self.words(questions)))
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        rows = read_batch(batch)
-        loss = F.cross_entropy(self(batch["image"], rows.inputs), rows.labels)
+        loss = F.cross_entropy(*self.answers(batch))
         self.log("train/loss", loss)
         return loss
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
+        self.log("val/accuracy", accuracy(*self.answers(batch)), prog_bar=True)
+
+    def answers(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """The scores of the answers to all questions, and which are right."""
         rows = read_batch(batch)
-        self.log("val/accuracy", accuracy(self(batch["image"], rows.inputs), rows.labels), prog_bar=True)
+        assert rows.labels is not None
+        return self(batch["image"], rows.inputs), rows.labels
 
 
 def read_batch(batch: dict) -> Batch:
@@ -71,7 +75,7 @@ def read_batch(batch: dict) -> Batch:
     )
 
 
-def answer(model: Answerer, batch: Batch) -> Tensor:
+def answer(model: nn.Module, batch: Batch) -> Tensor:
     return model(batch.images, batch.inputs)
 
 
