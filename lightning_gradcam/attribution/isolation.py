@@ -30,7 +30,8 @@ def random_state(seed: int | None = None, holder: Any = None) -> Iterator[None]:
     # Seeding CUDA before it is initialised would only be queued, and would later overwrite the run's own seed.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     numpy_state, python_state = np.random.get_state(), random.getstate()
-    restore_held = [_restorer(generator) for generator in _generators(holder)]
+    held = _generators(holder)
+    restore_held = [_restorer(generator) for generator in held]
     with torch.random.fork_rng(devices):
         try:
             if seed is not None:
@@ -39,6 +40,8 @@ def random_state(seed: int | None = None, holder: Any = None) -> Iterator[None]:
                     torch.cuda.manual_seed_all(seed)
                 np.random.seed(seed)
                 random.seed(seed)
+                for generator in held:
+                    _seed(generator, seed)
             yield
         finally:
             np.random.set_state(numpy_state)
@@ -91,6 +94,15 @@ def _parts(item: Any) -> list[Any]:
     if isinstance(item, nn.Module):  # whose own two dozen dicts are mostly empty
         return [value for name, value in names.items() if name not in _OF_ANY_MODULE or value]
     return list(names.values())
+
+
+def _seed(generator: Any, seed: int) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = type(generator.bit_generator)(seed).state
+    else:
+        generator.seed(seed)
 
 
 def _restorer(generator: Any) -> Callable[[], object]:
@@ -199,12 +211,32 @@ def _is_state(value: Any, limit: float) -> bool:
 
 @contextmanager
 def unchanged(thing: Any) -> Iterator[None]:
-    """Restore on exit the attributes of an object, and what containers among them hold."""
-    restore = _restorer_of_names(vars(thing), 1_000_000)
-    try:
+    """Restore on exit the attributes of an object, and what containers among them hold.
+
+    Of a function these are what it closes over, of a method those of the object that it is bound to.
+    """
+    with ExitStack() as stack:
+        for restore in list(_restorers_of(thing)):
+            stack.callback(restore)
         yield
-    finally:
-        restore()
+
+
+def _restorers_of(thing: Any, depth: int = 3) -> Iterator[Callable[[], object]]:
+    parts: list[Any] = []
+    if isinstance(thing, MethodType):
+        parts = [thing.__self__]
+    elif isinstance(thing, partial):
+        parts = [thing.func, *thing.args, *thing.keywords.values()]
+    elif isinstance(thing, FunctionType):
+        for cell in thing.__closure__ or ():
+            with suppress(ValueError):  # a cell that is still empty
+                parts.append(cell.cell_contents)
+                yield partial(setattr, cell, "cell_contents", cell.cell_contents)
+        yield _restorer_of_names({str(i): part for i, part in enumerate(parts)}, 1_000_000)
+    elif not isinstance(thing, (type, ModuleType)) and hasattr(thing, "__dict__"):
+        yield _restorer_of_names(vars(thing), 1_000_000)
+    for part in parts if depth else ():
+        yield from _restorers_of(part, depth - 1)
 
 
 @contextmanager
@@ -220,12 +252,12 @@ def torch_defaults() -> Iterator[None]:
 
 
 @contextmanager
-def borrowed(model: nn.Module, seed: int | None = None) -> Iterator[None]:
+def borrowed(model: nn.Module, seed: int = 0) -> Iterator[None]:
     """Run a model for a look at it: in eval mode, uncompiled, outside inference mode, and with nothing of it kept.
 
     Args:
         model: The model; see :func:`evaluating` and :func:`random_state` for what is given back.
-        seed: See :func:`random_state`.
+        seed: See :func:`random_state`; always the same, so that a forward that draws random numbers draws them again.
     """
     with torch.inference_mode(False), random_state(seed, holder=model), evaluating(model), eager():
         yield

@@ -9,11 +9,12 @@ from functools import partial
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from lightning_gradcam.attribution.batch import Batch
-from lightning_gradcam.attribution.isolation import random_state
+from lightning_gradcam.attribution.isolation import random_state, unchanged
 from lightning_gradcam.attribution.regions import check_boxes
 from lightning_gradcam.run.failures import on_first_process
 from lightning_gradcam.run.trainer import LightningModule, Trainer, before_batch_transfer, validating
@@ -108,18 +109,29 @@ def load(loader: Any, samples: Samples) -> tuple[Any, list[int] | None, int | No
         if isinstance(samples, Dataset):
             indices = list(range(length))
         else:
-            pool = getattr(
-                getattr(loader, "sampler", None), "indices", None
-            )  # a SubsetRandomSampler splits the dataset
-            if not isinstance(samples, int) or not isinstance(pool, Sequence):
-                pool = range(length)
+            pool = _part_of_dataset(loader) if isinstance(samples, int) else None
+            pool = range(length) if pool is None else pool
             indices = [pool[i] for i in choose(samples, len(pool))]
         options["batch_sampler"] = [indices]
-    with random_state(SEED, holder=(dataset, options["collate_fn"])):
+    with random_state(SEED, holder=(dataset, options["collate_fn"])), unchanged(options["collate_fn"]):
         generator = torch.Generator().manual_seed(SEED)
         for batch in DataLoader(dataset, generator=generator, **options):
             return batch, indices, length
     raise ValueError("the dataset to take `samples` from is empty")
+
+
+def _part_of_dataset(loader: Any) -> list[int] | None:
+    """The indices of the part that the loader draws from, as a ``SubsetRandomSampler`` does; ``None``: all of them."""
+    holder = loader
+    for _ in range(8):  # a batch sampler holds a sampler, which may hold another, and so on
+        inner = [getattr(holder, name, None) for name in ("batch_sampler", "sampler", "_sampler")]
+        if holder is not loader:  # by which Lightning deals a sampler out to processes
+            inner.append(getattr(getattr(holder, "dataset", None), "_sampler", None))
+        holder = next((one for one in inner if one is not None), None)
+        indices = getattr(holder, "indices", None)
+        if isinstance(indices, (Sequence, np.ndarray, torch.Tensor)):
+            return [int(index) for index in indices]
+    return None
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lightning_fabric.utilities.distributed import DistributedSamplerWrapper
 from tiny import Augmented, Images, TinyModule, loader, trainer
-from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler, TensorDataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from lightning_gradcam import Batch, GradCAMCallback, balanced
 from lightning_gradcam.attribution.batch import default_batch
@@ -119,6 +129,81 @@ def test_a_random_subset_is_chosen_from():
     sampler = SubsetRandomSampler(range(12, 24))
     assert load(loader(sampler=sampler), 4)[1] == [12, 15, 18, 21]
     assert load(loader(sampler=sampler), [1, 2])[1] == [1, 2]
+
+
+class Halves(torch.utils.data.Sampler):
+    """A sampler of the user's own around another one."""
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def __iter__(self):
+        return iter(self.sampler)
+
+    def __len__(self):
+        return len(self.sampler)
+
+
+@pytest.mark.parametrize("form", [list, tuple, np.array, torch.tensor])
+@pytest.mark.parametrize("inside", ["alone", "a batch sampler", "another sampler", "Lightning's for processes"])
+def test_a_part_is_honoured_in_every_form_and_place(form, inside):
+    sampler = SubsetRandomSampler(form(list(range(12, 24))))
+    if inside == "a batch sampler":
+        data = DataLoader(Images(), batch_sampler=BatchSampler(sampler, 4, False))
+    elif inside == "another sampler":
+        data = loader(sampler=Halves(sampler))
+    elif inside == "alone":
+        data = loader(sampler=sampler)
+    else:
+        data = loader(sampler=DistributedSamplerWrapper(sampler, num_replicas=2, rank=1))
+    assert load(data, 4)[1] == [12, 15, 18, 21]
+
+
+def test_a_part_of_a_part_is_counted_within_it():
+    """The indices of a `Subset` are those of the dataset that it is a part of, and not its own."""
+    half = Subset(Images(), range(12, 24))
+    assert load(loader(half), 3)[1] == [0, 4, 8]
+    assert load(loader(half, sampler=SubsetRandomSampler([6, 7, 8])), 3)[1] == [6, 7, 8]
+    assert load(loader(half, sampler=DistributedSampler(half, num_replicas=2, rank=0)), 3)[1] == [0, 4, 8]
+
+
+class Counting:
+    def __init__(self):
+        self.calls, self.seen = 0, []
+
+    def __call__(self, items):
+        self.calls += 1
+        self.seen.append(len(items))
+        return default_collate(items)
+
+
+def counting():
+    calls, seen = 0, []
+
+    def collate(items):
+        nonlocal calls
+        calls += 1
+        seen.append(len(items))
+        return default_collate(items)
+
+    return collate, lambda: (calls, seen)
+
+
+@pytest.mark.parametrize("form", ["object", "method", "partial", "closure"])
+def test_a_collate_function_is_given_back(form):
+    counter = Counting()
+    collate, state = counter, lambda: (counter.calls, counter.seen)
+    if form == "method":
+        collate = counter.__call__
+    elif form == "partial":
+        collate = partial(counter)
+    elif form == "closure":
+        collate, state = counting()
+    batch, _, _ = load(loader(collate_fn=collate), 4)
+    assert len(batch[0]) == 4
+    assert state() == (0, [])
+    assert len(next(iter(loader(collate_fn=collate)))[0]) == 8
+    assert state() == (1, [8])
 
 
 def test_generators_that_a_dataset_holds_are_restored():
