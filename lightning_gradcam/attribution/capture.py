@@ -75,10 +75,15 @@ def capture(
     scores, by_layer = gradients
     return Capture(
         output=output,
-        scores=scores.detach(),
-        activations={name: tensor.detach() for name, (tensor,) in taps.items()},
-        gradients=by_layer,
+        scores=_plain(scores),
+        activations={name: _plain(tensor) for name, (tensor,) in taps.items()},
+        gradients={name: _plain(gradient) for name, gradient in by_layer.items()},
     )
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Without the graph, and without the class that the user's images may have given it."""
+    return tensor.detach().as_subclass(Tensor)
 
 
 @contextmanager

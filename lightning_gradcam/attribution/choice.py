@@ -171,7 +171,7 @@ def choose_layer(
 
 @contextmanager
 def _briefly_borrowed(model: nn.Module) -> Iterator[None]:
-    with borrowed(model, seed=0), warnings.catch_warnings():
+    with borrowed(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a re-entrant checkpoint complains of inputs without gradients
         yield
 

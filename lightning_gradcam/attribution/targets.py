@@ -240,7 +240,7 @@ def target_classes(target: Target, output: Any, batch: Batch, shape: Sequence[in
         ValueError: If a target tells them in another shape.
     """
     if target is predicted:
-        return TopTarget(1).classes(output, batch)[:, 0]
+        return TopTarget(1).classes(output, batch)[:, 0].as_subclass(Tensor)
     tell: Callable[[Any, Batch], Tensor] | None = getattr(target, "classes", None)
     if not callable(tell):
         return None
@@ -248,7 +248,7 @@ def target_classes(target: Target, output: Any, batch: Batch, shape: Sequence[in
     if not isinstance(classes, Tensor) or classes.shape != shape:
         got = tuple(classes.shape) if isinstance(classes, Tensor) else type(classes).__name__
         raise ValueError(f"`target.classes` must give the class of each score, shape {tuple(shape)}, got {got}")
-    return classes
+    return classes.as_subclass(Tensor)
 
 
 TARGETS: dict[str, Target] = {"label": label, "predicted": predicted}
@@ -303,8 +303,8 @@ class Prediction:
 def predict(output: Any, batch: Batch) -> Prediction | None:
     """Read the predictions from a model's output; ``None`` where it holds no logits ``(n, classes)``."""
     try:
-        scores = logits(output, len(batch.images)).detach().float().cpu()
-        labels = None if batch.labels is None else _labels(batch, scores.shape[1]).cpu()
+        scores = logits(output, len(batch.images)).detach().as_subclass(Tensor).float().cpu()
+        labels = None if batch.labels is None else _labels(batch, scores.shape[1]).as_subclass(Tensor).cpu()
     except ValueError:
         return None
     if scores.shape[1] == 1:

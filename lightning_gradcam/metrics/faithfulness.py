@@ -309,7 +309,7 @@ def _scores_under_masks(
     function as target.
     """
     run, images, ask = forward_on_copies(model, forward_fn), batch.images, as_target(target)
-    with borrowed(model, seed=0), torch.no_grad():
+    with borrowed(model), torch.no_grad():
         if target == "predicted":
             batch, ask = fix_predicted_classes(batch, run, at_once)
         if probability and not callable(target):
