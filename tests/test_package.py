@@ -182,3 +182,43 @@ def test_lightning_cli_takes_all_that_a_file_can_say(monkeypatch):
     assert (callback.target, callback.guided) == (lightning_gradcam.TopTarget(2), 10)
     assert callback.display.counterfactual
     assert callback._session.history.tracks["gradcam"].previous.shape[0] == 4  # two maps of two samples
+
+
+@pytest.mark.parametrize(
+    ("argument", "forms"),
+    [
+        ("target_layer", ["net.4", "[net.2, net.4]"]),
+        ("samples", ["2", "[0, 5]", "{class_path: tiny.Images, init_args: {length: 3}}"]),
+        (
+            "target",
+            ["label", "predicted", "1", "[0, 1]", "{class_path: lightning_gradcam.TopTarget, init_args: {k: 2}}"],
+        ),
+        ("method", ["layercam", "lightning_gradcam.attribution.methods.hirescam"]),
+        ("batch_fn", ["lightning_gradcam.attribution.batch.default_batch"]),
+        ("forward_fn", ["lightning_gradcam.attribution.functional.default_forward"]),
+        ("drift", ["{reference: 0, alert_above: 0.5}"]),
+        ("display", ["{scale: run, mean: 0.5, std: [0.2, 0.2, 0.2], class_names: [a, b, c]}"]),
+        ("guided", ["true", "3"]),
+        ("record", ["false", "folder"]),
+        ("prefix", ["cam"]),
+        ("on_error", ["raise"]),
+    ],
+)
+def test_what_lightning_cli_saves_runs_again(argument, forms, monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    for number, form in enumerate(forms):
+        Path("config.yaml").write_text(
+            f"{CONFIG.split('      init_args')[0]}      init_args:\n        {argument}: {form}\n"
+        )
+        found = []
+        for folder in ("first", "second"):
+            monkeypatch.setattr(sys, "argv", ["train.py", "fit", "--config", "config.yaml"])
+            saved = f"{folder}{number}.yaml"
+            options = {"save_config_kwargs": {"config_filename": saved, "overwrite": True}}
+            cli = LightningCLI(TinyModule, Data, **options)
+            (callback,) = [one for one in cli.trainer.callbacks if isinstance(one, GradCAMCallback)]
+            found.append((callback.question, callback.prefix, callback.drift, callback.display, callback.guided))
+            text = next(Path().rglob(saved)).read_text()
+            assert "Unable to serialize" not in text
+            Path("config.yaml").write_text(text)
+        assert found[0] == found[1]

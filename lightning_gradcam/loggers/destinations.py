@@ -16,6 +16,7 @@ SendPicture = Callable[[str, Image, int], None]  # key, picture, step
 # By the name of the logger's class or of one that it derives from, so that neither package is needed here.
 # W&B comes first: TensorBoard writes on a thread of its own, whose checksums in Python keep W&B waiting.
 PICTURES = {"WandbLogger": wandb.write_picture, "TensorBoardLogger": tensorboard.write_picture}
+_AXES = {"WandbLogger": wandb.write_axes}
 _CARDS = {"WandbLogger": wandb.write_card, "TensorBoardLogger": tensorboard.write_card}
 _SAMPLES = {"WandbLogger": wandb.write_samples}
 _ALERTS = {"WandbLogger": wandb.send_alert}
@@ -45,6 +46,11 @@ def find_destinations(loggers: Sequence[Any], folder: Path) -> list[SendPicture]
             "give the trainer another `default_root_dir`, or a TensorBoardLogger or WandbLogger"
         ) from error
     return [partial(files.write_picture, folder)]
+
+
+def write_axes(logger: Any, step: int, epoch: int) -> None:
+    """Tell when the pictures that follow are of, where the logger does not take that with each."""
+    _where_taken(_AXES, logger, step, epoch)
 
 
 def write_card(logger: Any, key: str, card: Mapping[str, Any], step: int) -> None:

@@ -17,6 +17,11 @@ def write_picture(logger: Any, key: str, picture: Image, step: int) -> None:
     logger.experiment.log({key: WandbImage(picture, file_type="jpg")}, commit=False)
 
 
+def write_axes(logger: Any, step: int, epoch: int) -> None:
+    """Put both into the row of the pictures, which the user's own ``log`` may commit before Lightning does."""
+    logger.experiment.log({"trainer/global_step": step, "epoch": epoch}, commit=False)
+
+
 def write_card(logger: Any, key: str, card: Mapping[str, Any], step: int) -> None:
     """Add an entry to the config."""
     logger.experiment.config.update({key: dict(card)}, allow_val_change=True)

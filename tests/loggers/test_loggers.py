@@ -191,6 +191,18 @@ def test_wandb_has_one_row_an_epoch_with_picture_and_numbers(beside):
             assert picture.format == "JPEG"
 
 
+def test_the_row_of_the_picture_in_wandb_tells_when_whoever_commits_it():
+    class Own(TinyModule):
+        def on_validation_epoch_end(self):  # behind the callback's hook, before Lightning logs
+            self.logger.experiment.log({"own": 1.0})
+
+    logger = WandbLogger(project="test", save_dir=Path.cwd(), offline=True)
+    trainer(GradCAMCallback("net.5", samples=2), logger=logger).fit(Own(), loader(), loader())
+    grids = [row for row in rows(logger) if any(key.startswith("gradcam/grid") for key in row)]
+    assert [(row["trainer/global_step"], row["epoch"]) for row in grids] == [(0, -1), (2, 0), (5, 1)]
+    assert ["own" in row for row in grids] == [False, True, True]
+
+
 def test_other_loggers_get_the_numbers_and_files_the_pictures():
     logger = CSVLogger(".", name="csv", version=0)
     fit(logger)
