@@ -37,7 +37,8 @@ class GradCAMCallback(Callback):
     bit-identical.
 
     The first look is taken in the sanity check or, without one, at the start of training. A mistake in the set-up is
-    an error there. Later a failed observation is a warning, and the run goes on.
+    an error there; where no validation has run yet, a forward that fails is a warning, and the look is taken again
+    after the first one. Later a failed observation is a warning, and the run goes on.
 
     Logged, behind the prefix and a slash (with several layers the prefix itself grows: ``gradcam_layer3/grid``):
 
@@ -135,8 +136,8 @@ class GradCAMCallback(Callback):
         target_layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
         *,
         samples: int | Sequence[int] | Dataset = 16,
-        target: Target | str | int | Sequence[int] = "label",
-        method: str | Method = "gradcam",
+        target: Literal["label", "predicted"] | int | Sequence[int] | Target = "label",
+        method: Literal["gradcam", "cam", "hirescam", "gradcam++", "layercam", "xgradcam"] | Method = "gradcam",
         every_n_epochs: int = 1,
         batch_fn: Callable[[Any], Batch] = default_batch,
         forward_fn: Callable[[Any, Batch], Any] = default_forward,
@@ -170,6 +171,7 @@ class GradCAMCallback(Callback):
         )
         self._session = Session(self.settings)
         self._fitted_by: int | None = None  # the trainer whose samples and folder these are
+        self._fitted: int | None = None  # its module
 
     if not TYPE_CHECKING:  # a type checker shall still find what is misspelt
 
@@ -196,10 +198,14 @@ class GradCAMCallback(Callback):
                 f"{type(pl_module).__name__} defines no `forward`, so `GradCAMCallback` cannot run it; "
                 "pass `forward_fn=lambda module, batch: module.model(batch.images)`"
             )
-        if stage == "fit" or self._fitted_by != id(trainer):
-            self._session = Session(self.settings)
+        same_trainer, same_module = self._fitted_by == id(trainer), self._fitted == id(pl_module)
+        if stage == "fit" or not same_trainer:
+            before, self._session = self._session, Session(self.settings)
+            # Fitted once more, for more epochs: as a run that is resumed, if the fixed batch proves to be the same.
+            if same_trainer and same_module and 0 < trainer.global_step == before.last_step:
+                self._session.restored, self._session.folder = before.state(), before.folder
         if stage == "fit":
-            self._fitted_by = id(trainer)
+            self._fitted_by, self._fitted = id(trainer), id(pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._session.restored = state_dict
@@ -222,9 +228,15 @@ class GradCAMCallback(Callback):
             self._session.setup_verified = True  # as far as can be
         elif trainer.global_step == 0 and trainer.current_epoch == 0:
             tell_of_thinned_pictures(trainer, self.settings)
-            self._session.observe(trainer, pl_module, 0, Moment(-1, False), log_numbers_directly)
-        elif not self._session.setup_verified:
-            self._session.observe(trainer, pl_module)
+            start, may_wait = Moment(-1, False), bool(trainer.enable_validation)
+            self._session.observe(trainer, pl_module, 0, start, log_numbers_directly, may_wait)
+            return
+        if not self._session.setup_verified:
+            self._session.observe(trainer, pl_module, may_wait=bool(trainer.enable_validation))
+        # A checkpoint that was saved at an epoch's last batch, before its validation, which Lightning does not repeat.
+        epoch, seen = trainer.current_epoch - 1, self._session.history.last_epoch
+        if seen is not None and seen < epoch and (epoch + 1) % self.settings.every_n_epochs == 0:
+            self._observe_after_epoch(epoch, trainer, pl_module, log_numbers_directly)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Serve monitors that run at the end of an epoch without validation."""
@@ -246,6 +258,8 @@ class GradCAMCallback(Callback):
             self._session.last_epoch = trainer.current_epoch
             moment = Moment(trainer.current_epoch, trainer.is_last_batch)
             self._session.observe(trainer, pl_module, logged_step(trainer), moment)
+        elif not self._session.setup_verified:
+            self._session.observe(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look where the epoch had no validation, and where the run ends with a state that was not seen."""

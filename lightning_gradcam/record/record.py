@@ -226,7 +226,7 @@ class Writer:
         about: Mapping[str, Any],
         photos: np.ndarray,
         regions: Mapping[str, np.ndarray],
-        before: Mapping[str, str] | None = None,
+        before: Mapping[str, Any] | None = None,
         at: tuple[int, int] = (0, 0),
     ) -> None:
         """Claim a folder: the given one, or with a number behind it where another run has left a record there.
@@ -236,9 +236,10 @@ class Writer:
             about: See :class:`Record`.
             photos: See :class:`Record`.
             regions: See :class:`Record`.
-            before: ``id``, ``session`` and ``folder`` of the record of the run that is resumed. It is gone on with
-                where it lies in this folder and nobody else has gone on with it; else its observations are copied.
-            at: The epoch and the optimizer step at which it is resumed; what it had seen later is set aside.
+            before: What :meth:`state` gave of the record of the run that is resumed. It is gone on with where it lies
+                in this folder and nobody else has gone on with it; else its observations are copied. What it had seen
+                later is set aside.
+            at: The epoch and the optimizer step at which it is resumed, for states without a number of observations.
         """
         self.id, self.session = before["id"] if before else uuid.uuid4().hex, uuid.uuid4().hex
         folder = folder.resolve()
@@ -248,12 +249,12 @@ class Writer:
             if self._claim(place := folder.with_name(f"{folder.name}_{number}") if number else folder, before)
         )
         for file in self.folder.glob(_OBSERVATION_GLOB):
-            if _is_later(file, at):
+            if _is_later(file, before, at):
                 endings = (f".superseded{number or ''}" for number in count())
                 file.replace(next(name for end in endings if not (name := file.with_suffix(end)).exists()))
         if before and Path(before["folder"]) != self.folder and is_record(Path(before["folder"])):
             for file in Path(before["folder"]).glob(_OBSERVATION_GLOB):
-                if not _is_later(file, at):
+                if not _is_later(file, before, at):
                     write_whole(self.folder / file.name, file.read_bytes())
         self._number = max(
             (int(_numbers_in_name(file)[0]) + 1 for file in self.folder.glob(_OBSERVATION_GLOB)), default=0
@@ -263,11 +264,11 @@ class Writer:
         about = {"schema": SCHEMA, "id": self.id, "session": self.session, "started": started, **about}
         write_whole(self.folder / ABOUT, json.dumps(about, indent=1).encode())
 
-    def state(self) -> dict[str, str]:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint has to know to go on with it."""
-        return {"id": self.id, "session": self.session, "folder": str(self.folder)}
+        return {"id": self.id, "session": self.session, "folder": str(self.folder), "observations": self._number}
 
-    def _claim(self, place: Path, before: Mapping[str, str] | None) -> bool:
+    def _claim(self, place: Path, before: Mapping[str, Any] | None) -> bool:
         """Whether the folder is this run's now."""
         place.mkdir(parents=True, exist_ok=True)
         if not (place / ABOUT).exists():
@@ -296,8 +297,10 @@ def _numbers_in_name(file: Path) -> list[str]:
     return re.findall(r"=(-?\d+)", file.stem)
 
 
-def _is_later(file: Path, at: tuple[int, int]) -> bool:
-    _, epoch, step = map(int, _numbers_in_name(file))
+def _is_later(file: Path, before: Mapping[str, Any] | None, at: tuple[int, int]) -> bool:
+    number, epoch, step = map(int, _numbers_in_name(file))
+    if before and "observations" in before:
+        return number >= before["observations"]
     return epoch > at[0] or step > at[1]
 
 

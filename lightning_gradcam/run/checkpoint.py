@@ -29,7 +29,7 @@ class Resumed:
 
     history: History
     failures: int = 0
-    record: dict[str, str] | None = None
+    record: dict[str, Any] | None = None
 
 
 def empty_history(settings: Settings) -> History:
@@ -38,7 +38,7 @@ def empty_history(settings: Settings) -> History:
 
 
 def to_state(
-    settings: Settings, probe: Probe, history: History, failures: int, record: dict[str, str] | None
+    settings: Settings, probe: Probe, history: History, failures: int, record: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Plain values and tensors, for a checkpoint."""
     return {

@@ -175,6 +175,11 @@ class History:
         """The number of observations so far."""
         return max((track.count for track in self.tracks.values()), default=0)
 
+    @property
+    def last_epoch(self) -> int | None:
+        """The epoch of the last observation; ``None`` before there is one."""
+        return max((track.frames[-1].epoch for track in self.tracks.values()), default=None)
+
     def peak(self, prefix: str) -> Tensor | None:
         """The largest value ``(n,)`` of each sample's maps of a layer so far; ``None`` before there is one."""
         track = self.tracks.get(prefix)

@@ -26,6 +26,7 @@ from lightning_gradcam.run.trainer import (
 )
 
 _T = TypeVar("_T")
+_IN_FORWARD = "_raised_in_forward"
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,15 @@ class Observer:
         return self._within_memory(trainer, len(batch.images), run)
 
     def forward(self, trainer: Trainer, pl_module: LightningModule, batch: Batch) -> Any:
-        """Run the module as the user's steps would, but for its logging."""
-        with without_logging(pl_module), trainer.precision_plugin.forward_context():
-            return self.settings.forward_fn(pl_module, batch.apply(Tensor.clone))  # it may change its input in place
+        """Run the module as the user's steps would, but for its logging; :func:`in_forward` tells what it raises."""
+        try:
+            with without_logging(pl_module), trainer.precision_plugin.forward_context():
+                return self.settings.forward_fn(
+                    pl_module, batch.apply(Tensor.clone)
+                )  # it may change its input in place
+        except Exception as error:
+            vars(error)[_IN_FORWARD] = True
+            raise
 
     def _capture(self, trainer: Trainer, pl_module: LightningModule, probe: Probe, batch: Batch) -> Attribution:
         def run(at_once: int | None) -> Attribution:
@@ -112,6 +119,11 @@ class Observer:
                     raise
                 self.samples_at_once = at_once // 2
             garbage_collection_cuda()
+
+
+def in_forward(error: Exception) -> bool:
+    """Whether the user's forward raised the error."""
+    return _IN_FORWARD in vars(error)
 
 
 def agree_across_processes(trainer: Trainer, look: Callable[[], _T]) -> _T:

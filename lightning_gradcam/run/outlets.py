@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -15,6 +16,7 @@ from lightning_gradcam.loggers.destinations import (
     base_names,
     find_destinations,
     send_alert,
+    write_axes,
     write_card,
     write_samples,
 )
@@ -26,7 +28,7 @@ from lightning_gradcam.run.pictures import Look, sample_pictures
 from lightning_gradcam.run.probe import Probe
 from lightning_gradcam.run.recording import open_record, write_look
 from lightning_gradcam.run.settings import Settings
-from lightning_gradcam.run.trainer import LightningModule, Trainer, leaves_nothing, run_folder
+from lightning_gradcam.run.trainer import LightningModule, Trainer, leaves_nothing
 
 
 class Outlets:
@@ -36,8 +38,7 @@ class Outlets:
         writer: Of the record; ``None`` where there is to be none.
     """
 
-    def __init__(self, trainer: Trainer, probe: Probe, resumed_record: dict[str, str] | None) -> None:
-        folder = run_folder(trainer, probe.settings.prefix)
+    def __init__(self, trainer: Trainer, probe: Probe, folder: Path, resumed_record: dict[str, Any] | None) -> None:
         self.writer: Writer | None = None
         self._destinations: list[SendPicture] = []
         self._already_logged: set[str] = set()
@@ -58,6 +59,11 @@ class Outlets:
             for send in self._destinations if step is not None else ():
                 with left_out(trainer, "a picture"):
                     send(key, picture, step or 0)
+
+    def write_axes(self, trainer: Trainer, look: Look, step: int) -> None:
+        """Tell the loggers when the pictures that follow are of."""
+        epoch = trainer.current_epoch if look.moment is None else look.moment.epoch
+        _to_each_logger(trainer, "a picture", write_axes, step, epoch)
 
     def explain(self, trainer: Trainer, look: Look) -> None:
         """Say once why maps cannot be read, and at every alert which samples have moved."""

@@ -17,7 +17,7 @@ from lightning_gradcam.run.probe import Probe, describe_samples
 from lightning_gradcam.run.trainer import Trainer
 
 
-def open_record(trainer: Trainer, probe: Probe, folder: Path, resumed: dict[str, str] | None) -> Writer:
+def open_record(trainer: Trainer, probe: Probe, folder: Path, resumed: dict[str, Any] | None) -> Writer:
     """Claim a folder for the record, and write there what is the same for all observations.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning_gradcam.metrics.numbers import localization_of_groups
 from lightning_gradcam.run.checkpoint import empty_history, from_state, to_state
 from lightning_gradcam.run.failures import MAX_FAILURES_IN_A_ROW, left_out, warn, warn_of_failure
 from lightning_gradcam.run.history import Measurement, Moment
-from lightning_gradcam.run.observer import Observer, Seen, agree_across_processes
+from lightning_gradcam.run.observer import Observer, Seen, agree_across_processes, in_forward
 from lightning_gradcam.run.outlets import Outlets, log_numbers, log_numbers_directly
 from lightning_gradcam.run.pictures import Look, guided_pictures, layer_pictures
 from lightning_gradcam.run.probe import Probe, prepare
@@ -25,6 +26,7 @@ from lightning_gradcam.run.trainer import (
     garbage_collection_cuda,
     is_oom_error,
     is_sharded,
+    run_folder,
     stops_here,
 )
 
@@ -40,6 +42,7 @@ class Session:
         history: The run so far.
         outlets: Where pictures and record go; ``None`` before the first picture, and on all processes but the first.
         restored: The state of the run that is resumed.
+        folder: Where what belongs to the run is written; ``None`` before that is known.
         setup_verified: Whether a whole observation has succeeded: from then on a failure must not end the run.
         last_epoch: The last epoch whose validation was observed.
         last_step: The optimizer step of the last observation.
@@ -51,11 +54,12 @@ class Session:
         self.history = empty_history(settings)
         self.outlets: Outlets | None = None
         self.restored: dict[str, Any] = {}
+        self.folder: Path | None = None
         self.setup_verified = False
         self.last_epoch: int | None = None
         self.last_step: int | None = None
         self._observer = Observer(settings)
-        self._resumed_record: dict[str, str] | None = None
+        self._resumed_record: dict[str, Any] | None = None
         self._failures = 0
         self._failures_in_a_row = 0
         self._guided_step: int | None = None  # the optimizer step of the last observation with guided pictures
@@ -71,6 +75,7 @@ class Session:
         step: int | None = None,
         moment: Moment | None = None,
         log: Log = log_numbers,
+        may_wait: bool = False,
     ) -> None:
         """Look, measure, remember, draw and log.
 
@@ -80,6 +85,8 @@ class Session:
             step: The step to log at; ``None``: everything but the logging is done, to verify the set-up.
             moment: When in the run this is; ``None``: outside it, so that the history stays as it is.
             log: How to log numbers.
+            may_wait: Whether a first look that fails since the forward does is only warned of: some models can run once
+                a validation has filled what they read.
         """
         if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             return
@@ -91,6 +98,12 @@ class Session:
             probe, seen = self._look(trainer, pl_module, with_gradients)
             measured = self._measure(probe, seen, moment)
         except Exception as error:
+            if may_wait and not self.setup_verified and in_forward(error) and not is_sharded(trainer):
+                warn(
+                    "GradCAMCallback cannot look at the model yet, since its forward failed, and tries again after the "
+                    f"first validation. {type(error).__name__}: {error}"
+                )
+                return
             if self._is_fatal or is_sharded(trainer):
                 raise
             self._on_failure(trainer, error)
@@ -190,8 +203,11 @@ class Session:
     def _send(self, trainer: Trainer, look: Look, step: int | None) -> None:
         """Draw the pictures and hand all that is finished out; without ``step`` only draw."""
         if self.outlets is None:
-            self.outlets = Outlets(trainer, look.probe, self._resumed_record)
+            self.folder = self.folder or run_folder(trainer, self.settings.prefix)
+            self.outlets = Outlets(trainer, look.probe, self.folder, self._resumed_record)
         self.outlets.record(trainer, look)
+        if step is not None:
+            self.outlets.write_axes(trainer, look, step)
         self.outlets.send_pictures(trainer, layer_pictures(look, self.history), step)
         if step is not None:
             self.outlets.explain(trainer, look)

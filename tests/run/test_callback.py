@@ -1,15 +1,17 @@
 """When the callback looks, and what loggers receive."""
 
 import logging
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from tiny import Images, Recorder, TinyModule, early_stop, fit, loader, pictures, trainer
 from torch import nn
 
-from lightning_gradcam import Display, GradCAMCallback, gradcam
+from lightning_gradcam import Display, GradCAMCallback, Record, gradcam
 from lightning_gradcam.metrics.evidence import empty, strength
 from lightning_gradcam.run.probe import layer_prefixes
 
@@ -284,3 +286,102 @@ def test_arguments_are_read_of_the_callback_and_stay():
         callback.samples = 4
     with pytest.raises(AttributeError, match="'GradCAMCallback' object has no attribute 'sample'"):
         callback.sample  # noqa: B018
+
+
+class Bank(TinyModule):
+    """Compares with a memory bank that its first validation fills."""
+
+    bank = None
+
+    def forward(self, images):
+        if self.bank is None:
+            raise RuntimeError("the bank is empty")
+        return -torch.cdist(self.net[:6](images).mean((2, 3)), self.bank)
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch[0]).mean()
+
+    def on_validation_epoch_start(self):
+        if not self.trainer.sanity_checking:
+            self.bank = torch.rand(3, 8)
+
+
+def test_a_first_look_that_comes_too_early_is_taken_again():
+    with pytest.warns(UserWarning, match="cannot look at the model yet, since its forward failed.*the bank is empty"):
+        _, logger = fit(GradCAMCallback("net.5", samples=2, target=0), module=Bank(), num_sanity_val_steps=0)
+    assert logger.steps("gradcam/empty_fraction") == [2, 5]  # of both epochs, and not before training
+
+
+def test_where_no_epoch_is_due_yet_it_is_taken_all_the_same():
+    class Never(Bank):
+        def on_validation_epoch_start(self):
+            pass
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    callback = GradCAMCallback("net.5", samples=2, target=0, every_n_epochs=5)
+    with (
+        pytest.warns(UserWarning, match="cannot look at the model yet"),
+        pytest.raises(RuntimeError, match="the bank is empty"),
+    ):
+        fit(callback, module=Never(), num_sanity_val_steps=0, max_epochs=9)
+
+
+@pytest.mark.parametrize(("options", "val"), [({}, True), ({"num_sanity_val_steps": 0}, False)])
+def test_behind_a_validation_and_without_any_a_failing_forward_is_an_error_at_once(options, val):
+    class Sane(Bank):
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    module = Sane()
+    module.training_step = lambda *args: pytest.fail("training began")
+    with pytest.raises(RuntimeError, match="the bank is empty"):
+        fit(GradCAMCallback("net.5", samples=2, target=0), module=module, val=val, **options)
+
+
+def test_a_mistake_of_ours_is_an_error_at_once_also_without_sanity_check():
+    module = TinyModule()
+    module.training_step = lambda *args: pytest.fail("training began")
+    with pytest.raises(ValueError, match=r"`target_layer` 'net.nope' is not a layer"):
+        fit(GradCAMCallback("net.nope", samples=2), module=module, num_sanity_val_steps=0)
+
+
+class Drawing(nn.Module):
+    """Draws random numbers in eval mode as well, from whatever there is to draw them from."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.source = source
+        self.numpy, self.python = np.random.default_rng(), random.Random()
+        self.torch = torch.Generator()
+        self.torch.seed()
+
+    def forward(self, features):
+        scale = {
+            "global": lambda: torch.rand(features.shape),
+            "numpy": lambda: torch.tensor(np.random.rand(*features.shape)),
+            "python": lambda: torch.tensor([random.random() for _ in range(features.numel())]).view(features.shape),
+            "own torch": lambda: torch.rand(features.shape, generator=self.torch),
+            "own numpy": lambda: torch.tensor(self.numpy.random(features.shape)),
+            "own python": lambda: torch.tensor([self.python.random() for _ in range(features.numel())]).view_as(
+                features
+            ),
+        }[self.source]()
+        return features * scale.float()
+
+
+@pytest.mark.parametrize("source", ["global", "numpy", "python", "own torch", "own numpy", "own python"])
+def test_at_unchanged_weights_a_forward_that_draws_random_numbers_gives_the_same_maps(source):
+    def run(folder):
+        torch.manual_seed(0)
+        module = TinyModule()
+        module.net[1], module.net[3] = nn.Identity(), Drawing(source)  # the statistics of a norm would move
+        module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), 0.0)
+        fit(GradCAMCallback("net.5", samples=4, record=folder), module=module)
+        return Record.open(folder).maps["gradcam"]
+
+    first, second = run("first"), run("second")
+    assert len(first) == 3
+    assert np.array_equal(first, first[:1].repeat(3, 0))
+    assert np.array_equal(first, second)

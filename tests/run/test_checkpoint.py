@@ -2,13 +2,15 @@
 
 import pickle
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from tiny import Recorder, TinyModule, loader, trainer
+from tiny import Images, Recorder, TinyModule, loader, trainer
+from torch.utils.data import default_collate
 
-from lightning_gradcam import Batch, Drift, GradCAMCallback, SegmentationTarget
+from lightning_gradcam import Batch, Drift, GradCAMCallback, Record, SegmentationTarget
 
 
 def test_state_is_plain_and_survives_a_resume():
@@ -143,3 +145,78 @@ def test_is_picklable_before_and_after_a_run():
     again = pickle.loads(pickle.dumps(callback))
     assert again.samples == 2
     assert again.target(torch.tensor([[1.0, 2.0]]), Batch(torch.zeros(1, 3, 2, 2))).tolist() == [2]
+
+
+class Tagged(torch.Tensor):
+    """A tensor with notes, as libraries for medical images hand out; `weights_only=True` does not load it."""
+
+
+def tagged(items):
+    images, labels = default_collate(items)
+    return images.as_subclass(Tagged), labels.as_subclass(Tagged)
+
+
+@pytest.mark.parametrize("target", ["label", "predicted", [0, 1]])
+def test_a_checkpoint_holds_plain_tensors_whatever_class_the_images_have(target):
+    class Silent(TinyModule):  # Lightning itself does not take such numbers
+        def validation_step(self, batch, batch_idx):
+            self(batch[0])
+
+    data = loader(collate_fn=tagged)
+    checkpoint = ModelCheckpoint("checkpoints", save_last=True)
+    run = trainer(GradCAMCallback(samples=4, target=target), checkpoint, max_epochs=1, enable_checkpointing=True)
+    run.fit(Silent(), data, data)
+    logger, options = Recorder(), {"max_epochs": 2, "enable_checkpointing": True}
+    again = trainer(GradCAMCallback(samples=4, target=target), checkpoint, logger=logger, **options)
+    again.fit(Silent(), data, data, ckpt_path="checkpoints/last.ckpt", weights_only=True)
+    assert len(logger.steps("gradcam/empty_fraction")) == 1
+
+
+def test_fitted_again_the_run_goes_on_with_history_and_record():
+    logger, callback, module = Recorder(), GradCAMCallback("net.4", samples=4), TinyModule()
+    run = trainer(callback, logger=logger, max_epochs=2)
+    run.fit(module, loader(), loader())
+    run.fit_loop.max_epochs = 4
+    run.fit(module, loader(), loader())
+    (folder,) = {path.parent for path in Path().rglob("record.json")}
+    record = Record.open(folder)
+    assert record.epochs.tolist() == [-1, 0, 1, 2, 3]
+    assert len(logger.steps("gradcam/drift")) == 4
+    assert [frame.epoch for frame in callback._session.history.tracks["gradcam"].frames] == [-1, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("other", ["module", "samples", "trainer"])
+def test_fitted_again_otherwise_a_new_record_begins(other):
+    callback, module, data = GradCAMCallback("net.4", samples=4), TinyModule(), loader()
+    run = trainer(callback, max_epochs=1)
+    run.fit(module, data, data)
+    run.fit_loop.max_epochs = 2
+    if other == "module":
+        module = TinyModule()
+    elif other == "samples":
+        data = loader(Images(20))
+    else:
+        run = trainer(callback, max_epochs=1)
+    if other == "samples":
+        with pytest.warns(UserWarning, match="the samples of the fixed batch are not those of the resumed run"):
+            run.fit(module, data, data)
+    else:
+        run.fit(module, data, data)
+    assert len({path.parent for path in Path().rglob("record.json")}) == 2
+    epochs = [frame.epoch for frame in callback._session.history.tracks["gradcam"].frames]
+    assert epochs == ([-1, 0] if other == "trainer" else [1])
+
+
+def test_an_epoch_that_a_checkpoint_ends_before_its_validation_is_held_once():
+    """Such a checkpoint does not know the epoch's observation, and Lightning does not repeat the validation."""
+
+    def run(epochs, ckpt_path=None):
+        callback, logger = GradCAMCallback("net.4", samples=4), Recorder()
+        saver = ModelCheckpoint("saved", filename="{step}", every_n_train_steps=3, save_top_k=-1)
+        module, options = TinyModule(), {"logger": logger, "enable_checkpointing": True}
+        trainer(callback, saver, max_epochs=epochs, **options).fit(module, loader(), loader(), ckpt_path=ckpt_path)
+        frames = callback._session.history.tracks["gradcam"].frames
+        return Record.open("recorder/version_0").epochs.tolist(), [frame.epoch for frame in frames]
+
+    assert run(3) == ([-1, 0, 1, 2], [-1, 0, 1, 2])
+    assert run(4, "saved/step=6.ckpt") == ([-1, 0, 1, 2, 3], [-1, 0, 1, 2, 3])
