@@ -66,6 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "slow or not slow"]
+        command += ["-n", "1"]  # in a process of their own: a test that hangs takes it along, and is a failure
         subprocess.run([*command, f"--junitxml={report}", *modules], cwd=HERE, check=False)
         cases = list(ET.parse(report).iter("testcase"))
     lines = [

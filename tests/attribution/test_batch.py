@@ -105,11 +105,6 @@ def test_first_of_a_batch():
     assert batch.ids == ["x"]
 
 
-# Loading
-
-# In a run
-
-
 def test_groups_are_names_of_the_samples():
     images = torch.zeros(3, 1, 2, 2)
     assert Batch(images, groups=torch.tensor([0, 1, 0])).groups == ["0", "1", "0"]

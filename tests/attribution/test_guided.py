@@ -189,9 +189,6 @@ def test_refusals(images):
         guided_backprop(Smooth(lambda x: F.relu(x.detach())), images)
 
 
-# In a run
-
-
 def test_images_without_gradients_are_refused(images):
     class Scaled(nn.Module):
         def __init__(self):

@@ -596,9 +596,6 @@ def test_pxap_shapes_that_do_not_fit():
         pxap(torch.rand(1, 2, 2), torch.ones(1, 4))
 
 
-# In a run
-
-
 def test_classes_that_are_not_ranked_count_where_they_are_the_label():
     boxes = torch.tensor([[0, 0, 4, 2]] * 4)
     masks, labels = box_masks(boxes, (4, 4)), torch.tensor([0, 0, 1, 1])

@@ -238,13 +238,6 @@ def test_letters_that_the_font_lacks_are_named():
         fit(GradCAMCallback(samples=1, display=Display(class_names=["蟻", "é", "ß"])))
 
 
-# Files
-
-# State
-
-# Faults after the set-up
-
-
 class LogsInForward(TinyModule):
     def forward(self, images):
         output = super().forward(images)
@@ -274,9 +267,6 @@ def test_layers_without_a_shape_are_looked_at_later(caplog):
     run.fit(module, loader(), loader())
     assert "takes its first look later: the model has layers without a shape" in caplog.text
     assert len(logger.steps("gradcam/strength")) == 2
-
-
-# Bad input
 
 
 def test_arguments_are_read_of_the_callback_and_stay():

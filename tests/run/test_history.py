@@ -183,9 +183,6 @@ def test_drift_refuses(options, message):
         Drift(**options)
 
 
-# The filmstrip
-
-
 def test_numbers_of_groups_by_hand():
     history = new()
     groups = ["ours", "theirs", "ours", "theirs"]
