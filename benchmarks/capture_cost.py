@@ -46,6 +46,7 @@ from lightning_gradcam.attribution.functional import attribute
 from lightning_gradcam.attribution.layers import find_layer
 from lightning_gradcam.attribution.layout import Layout, Tokens, channels_first
 from lightning_gradcam.attribution.methods import gradcam
+from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import label
 
 PIXELS = 224
@@ -61,6 +62,7 @@ class Task:
     layout: Layout
     images: Tensor
     labels: Tensor
+    stand_in: StandIn
 
 
 def vit_b_16() -> nn.Module:
@@ -83,7 +85,7 @@ def build(name: str, samples: int) -> Task:
     make, layer, layout = MODELS[name]
     model = make().eval()
     images = torch.randn(samples, 3, PIXELS, PIXELS)
-    return Task(model, *find_layer(model, layer), layout, images, torch.randint(1000, (samples,)))
+    return Task(model, *find_layer(model, layer), layout, images, torch.randint(1000, (samples,)), StandIn(model))
 
 
 @torch.no_grad()
@@ -92,13 +94,16 @@ def forward(task: Task) -> Tensor:
 
 
 def ours(task: Task) -> Tensor:
-    """As the callback does it, which clones the batch."""
+    """As the callback does it, which clones the batch and keeps the stand-in."""
 
-    def run(batch: Batch) -> Tensor:
-        return task.model(batch.images.clone())
+    def look(model: nn.Module) -> Tensor:
+        def run(batch: Batch) -> Tensor:
+            return model(batch.images.clone())
 
-    batch = Batch(task.images, task.labels)
-    return attribute(task.model, batch, {task.name: task.layout}, run, label, gradcam).maps[task.name]
+        batch = Batch(task.images, task.labels)
+        return attribute(model, batch, {task.name: task.layout}, run, label, gradcam).maps[task.name]
+
+    return task.stand_in.look(look)
 
 
 def captum(task: Task) -> Tensor:

@@ -15,6 +15,7 @@ from lightning_gradcam.attribution.functional import attribute
 from lightning_gradcam.attribution.guided import guided_gradients
 from lightning_gradcam.attribution.layout import channels_first
 from lightning_gradcam.attribution.methods import gradcam
+from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import label
 
 
@@ -28,17 +29,22 @@ def main() -> None:
         model = getattr(torchvision.models, name)(weights=None).eval()
         batch = Batch(torch.rand(samples, 3, pixels, pixels), torch.arange(samples))
 
-        def forward(batch: Batch, model: torch.nn.Module = model) -> torch.Tensor:
-            return model(batch.images)
+        stand_in = StandIn(model)
 
-        def plain(batch: Batch = batch) -> None:
+        def plain(model: torch.nn.Module = model, batch: Batch = batch) -> None:
             with torch.no_grad():
-                forward(batch)
+                model(batch.images)
+
+        def capture(model: torch.nn.Module, batch: Batch = batch, layer: str = layer) -> None:
+            attribute(model, batch, {layer: channels_first}, lambda batch: model(batch.images), label, gradcam)
+
+        def guide(model: torch.nn.Module, batch: Batch = batch) -> None:
+            guided_gradients(model, batch, lambda batch: model(batch.images), label)
 
         ways = (
             plain,
-            lambda: attribute(model, batch, {layer: channels_first}, forward, label, gradcam),  # noqa: B023
-            lambda: guided_gradients(model, batch, forward, label),  # noqa: B023
+            lambda: stand_in.look(capture),  # noqa: B023
+            lambda: stand_in.look(guide),  # noqa: B023
         )
         times = []
         for _ in range(1 + repeats):  # the first is to warm up

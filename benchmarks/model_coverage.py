@@ -31,9 +31,10 @@ import torchvision
 from torch import Tensor, nn
 
 from lightning_gradcam import Batch, gradcam
-from lightning_gradcam.attribution.capture import capture
+from lightning_gradcam.attribution.capture import Capture, capture
 from lightning_gradcam.attribution.choice import locate_layers
 from lightning_gradcam.attribution.layers import find_layer
+from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import predicted
 
 HERE = Path(__file__).parent
@@ -161,16 +162,21 @@ def look(build: Callable[[], tuple[nn.Module, int]], named: list[str]) -> dict[s
     images = torch.randn(2, 3, side, side)
     batch = Batch(images)
 
-    def forward(batch: Batch) -> Any:
-        return model(batch.images)
+    stand_in = StandIn(model)
+
+    def choose(model: nn.Module) -> tuple[str, Any]:
+        layouts, _ = locate_layers(model, (), None, batch, lambda batch: model(batch.images), score)
+        return next(iter(layouts.items()))
 
     cost = seconds_of_forward(model, images)
     started = time.perf_counter()
-    layouts, _ = locate_layers(model, (), None, batch, forward, score)
+    name, layout = stand_in.look(choose)
     cost = (time.perf_counter() - started) / cost
-    ((name, layout),) = layouts.items()
-    layers = dict([find_layer(model, name)])
-    seen = capture(model, layers, lambda: forward(batch), lambda output: score(output, batch))
+
+    def read(model: nn.Module) -> Capture:
+        return capture(dict([find_layer(model, name)]), lambda: model(images), lambda output: score(output, batch))
+
+    seen = stand_in.look(read)
     gradient = seen.gradients[name].flatten(1)
     h, w = layout(seen.gradients[name]).shape[2:]
     maps = gradcam(model, images, name, score)

@@ -160,6 +160,24 @@ def structure(value: Any) -> str:
     return type(value).__name__
 
 
+def joined(batch: Batch, other: Batch) -> Batch:
+    """Two batches of the same samples as one; what has no entry a sample is taken of the first."""
+    n, others = len(batch.images), iter(_tensors(other))
+
+    def join(tensor: Tensor) -> Tensor:
+        second = next(others)
+        return torch.cat([tensor, second]) if tensor.ndim and len(tensor) == n else tensor
+
+    both = replace(batch, ids=(), groups=()).apply(join)
+    return replace(both, ids=[*batch.ids, *other.ids], groups=[*batch.groups, *other.groups])
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    found: list[Tensor] = []
+    batch.apply(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
+
+
 def shift(batch: Batch) -> Batch:
     """The batch with its images moved by one pixel to the right; their left column stays as well."""
     images = batch.images

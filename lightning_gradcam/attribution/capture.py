@@ -1,4 +1,4 @@
-"""One forward, one ``autograd.grad``, no trace left: what a layer saw and what its output meant for the score."""
+"""One forward, one ``autograd.grad``: what a layer saw and what its output meant for the score."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gradcam.attribution.isolation import borrowed
 from lightning_gradcam.attribution.layout import first_tensor
 
 
@@ -33,21 +32,20 @@ class Capture:
 
 
 def capture(
-    model: nn.Module,
     layers: Mapping[str, nn.Module],
     forward: Callable[[], Any],
     score: Callable[[Any], Tensor],
 ) -> Capture:
-    """Read the activations of ``layers`` and the gradients of the score, and leave the model as it was.
+    """Read the activations of ``layers`` and the gradients of the score.
 
     The forward runs without gradients up to the first of the layers. A hook cuts there: it replaces the layer's
     output by a leaf and turns gradients on for the rest. One ``autograd.grad`` from the summed scores to the
     leaf then gives the gradient of every sample at once, since in eval mode samples do not mix; of ``k`` scores a
-    sample there are ``k`` such. Parameters, their ``.grad`` and all that lies below the first layer take no part.
+    sample there are ``k`` such. All that lies below the first layer takes no part.
 
     Args:
-        model: The model that holds the layers; its modes, flags and buffers are restored.
-        layers: Modules to read, by the name that errors shall use.
+        layers: Modules to read, by the name that errors shall use: parts of a stand-in, whose parameters ask for no
+            gradient, see :class:`~lightning_gradcam.attribution.stand_in.StandIn`.
         forward: Runs the model on the batch once.
         score: Turns the model's output into scores ``(n,)`` or ``(n, k)``.
 
@@ -58,17 +56,15 @@ def capture(
         ValueError: If a layer is not reached exactly once, its output cannot carry a gradient, or the score
             does not depend on it. The message names the layer and what to do.
     """
-    with borrowed(model), _taps(layers) as taps:
+    with _taps(layers) as taps:
         with torch.no_grad():
             output = forward()
             gradients = _gradients(score, output, taps)
         if gradients is None:
             # A `no_grad` block in the model ended the graph, or a re-entrant checkpoint refuses `autograd.grad`.
-            # With the parameters' flags off nothing but the layers collects a gradient from `backward`.
+            # Since no parameter asks for one, nothing but the layers collects a gradient from `backward`.
             for tensors in taps.values():
                 tensors.clear()
-            for parameter in model.parameters():
-                parameter.requires_grad_(False)
             with torch.enable_grad():
                 output = forward()
                 gradients = _gradients_by_backward(score, output, taps)
@@ -111,7 +107,8 @@ def _taps(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
                     f"`target_layer` {name!r} is a scripted module, which runs no hooks; train the plain model, "
                     "or name a layer outside the scripted part"
                 )
-            handles.append(module.register_forward_hook(tap(name)))
+            # Before the hooks of a library that notes what a layer hands out: it shall note what the score is made of.
+            handles.append(module.register_forward_hook(tap(name), prepend=True))
         yield taps
     finally:
         for handle in handles:

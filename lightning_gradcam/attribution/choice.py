@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +14,10 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
+from torch.nn.modules.module import register_module_forward_hook
 
 from lightning_gradcam.attribution.batch import Batch
-from lightning_gradcam.attribution.isolation import borrowed
-from lightning_gradcam.attribution.layers import Layer, find_layer, names_of_modules, uncompiled
+from lightning_gradcam.attribution.layers import Layer, find_layer, names_of_modules
 from lightning_gradcam.attribution.layout import Grid, Layout, Tokens, channels_first, first_tensor, infer_layout
 from lightning_gradcam.attribution.targets import Target, score
 
@@ -58,38 +58,58 @@ def locate_layers(
     batch: Batch,
     forward: Callable[[Batch], Any],
     target: Target,
-) -> tuple[dict[str, Layout], str]:
-    """Find the layers, or choose one, and how their outputs lie on a grid.
+) -> tuple[dict[str, Layout | None], str]:
+    """Find the layers, or choose one.
 
     Args:
-        model: The model; it is left as it was.
-        layers: Names or modules; none: one is chosen.
-        grid: The layout of all named layers; ``None``: it is found from one forward without gradients.
-        batch: The samples, of which one or two are run.
+        model: A stand-in.
+        layers: Names or modules of it; none: one is chosen.
+        grid: The layout of all named layers; ``None``: the forward that captures them will tell.
+        batch: The samples, of which one or two are run to choose a layer.
         forward: Runs the model on a batch.
         target: ``(output, batch) -> scores (n,)``, for the choice.
 
     Returns:
-        Each layer's layout by its full dotted name; and why a layer was chosen, empty where they were named.
+        Each layer's layout by its full dotted name, as far as it is known; and why a layer was chosen, empty where
+        they were named.
 
     Raises:
         ValueError: If a name is wrong or no layer can be chosen.
     """
-    batch = batch.part(slice(2 if math.prod(batch.images.shape[2:]) <= _LARGE else 1))
     if not layers:
-        name, layout, reason = choose_layer(model, batch, forward, target)
+        few = batch.part(slice(2 if math.prod(batch.images.shape[2:]) <= _LARGE else 1))
+        name, layout, reason = choose_layer(model, few, forward, target)
         return {name: layout}, reason
     found = dict(find_layer(model, layer) for layer in layers)
     if len(found) < len(layers):
         raise ValueError(f"`target_layer` {list(layers)} names a layer twice, {list(found)}")
-    if grid:
-        return dict.fromkeys(found, grid), ""
-    calls: list[_ModuleCall] = []
-    with _briefly_borrowed(model), torch.no_grad(), _recording_calls(model, calls):
-        forward(batch)
-    _find_layouts(calls, batch)
-    layouts = {call.name: call.layout for call in calls}
-    return {name: layouts.get(name, channels_first) for name in found}, ""
+    return dict.fromkeys(found, grid), ""
+
+
+@contextmanager
+def recording_shapes() -> Iterator[list[tuple[nn.Module, Sequence[int]]]]:
+    """Note the modules that hand out a tensor and its shape, in the order in which they finish."""
+    calls: list[tuple[nn.Module, Sequence[int]]] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        output = first_tensor(output)
+        if isinstance(output, Tensor):
+            calls.append((module, output.shape))
+
+    handle = register_module_forward_hook(note)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def layouts_of(
+    layers: Mapping[str, nn.Module], calls: Sequence[tuple[nn.Module, Sequence[int]]], batch: Batch
+) -> dict[str, Layout]:
+    """How what the layers handed out lies on a grid, told by the shapes of all that the model's modules did."""
+    found = dict(zip((module for module, _ in calls), _find_layouts(calls, batch, layers.values()), strict=True))
+    known = {name: found.get(module) for name, module in layers.items()}
+    return {name: layout[0] if layout else channels_first for name, layout in known.items()}
 
 
 def choose_layer(
@@ -106,7 +126,7 @@ def choose_layer(
     it. Where branches run side by side after it, on smaller grids, it is the last layer of the smallest grid.
 
     Args:
-        model: The model; it is left as it was.
+        model: A stand-in.
         batch: One or two samples.
         forward: Runs the model on a batch.
         target: ``(output, batch) -> scores (n,)``.
@@ -119,13 +139,13 @@ def choose_layer(
         ValueError: If there is none.
     """
     calls: list[_ModuleCall] = []
-    with _briefly_borrowed(model), torch.enable_grad():
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a re-entrant checkpoint complains of inputs without gradients
         batch = batch.apply(lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point()))
-        with _recording_calls(model, calls, graph=True) as head:
+        with _recording_calls(model, calls) as head:
             output = forward(batch)
-        _find_layouts(calls, batch)
+        for call, found in zip(calls, _find_layouts(((one.module, one.shape) for one in calls), batch), strict=True):
+            call.layout, call.grid = found or (call.layout, call.grid)
         candidates = _candidates(calls)
         try:
             root = score(target, output, batch).sum()
@@ -170,20 +190,12 @@ def choose_layer(
 
 
 @contextmanager
-def _briefly_borrowed(model: nn.Module) -> Iterator[None]:
-    with borrowed(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a re-entrant checkpoint complains of inputs without gradients
-        yield
-
-
-@contextmanager
-def _recording_calls(model: nn.Module, calls: list[_ModuleCall], graph: bool = False) -> Iterator[list[Tensor]]:
-    """Note what the modules hand out, in the order in which they finish.
+def _recording_calls(model: nn.Module, calls: list[_ModuleCall]) -> Iterator[list[Tensor]]:
+    """Note what the modules hand out, in the order in which they finish, and build the graph wherever it is turned off.
 
     Args:
         model: The model.
         calls: The list to fill.
-        graph: Whether to build the autograd graph also where the model turns it off.
 
     Yields:
         A list that holds in the end what the last module with parameters of its own has read.
@@ -192,17 +204,16 @@ def _recording_calls(model: nn.Module, calls: list[_ModuleCall], graph: bool = F
     head: list[Tensor] = []
 
     def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if graph:
-            torch.set_grad_enabled(True)
-            has_weights = any(True for _ in module.parameters(recurse=False))
-            if has_weights and args and isinstance(args[0], Tensor) and args[0].requires_grad:
-                head[:] = [args[0]]
+        torch.set_grad_enabled(True)
+        has_weights = any(True for _ in module.parameters(recurse=False))
+        if has_weights and args and isinstance(args[0], Tensor) and args[0].requires_grad:
+            head[:] = [args[0]]
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         output = first_tensor(output)
         if isinstance(output, Tensor):
             source = (output.grad_fn, output.output_nr)
-            calls.append(_ModuleCall(names[uncompiled(module)], module, tuple(output.shape), source))
+            calls.append(_ModuleCall(names[module], module, tuple(output.shape), source))
 
     handles = []
     try:
@@ -215,23 +226,29 @@ def _recording_calls(model: nn.Module, calls: list[_ModuleCall], graph: bool = F
             handle.remove()
 
 
-def _find_layouts(calls: Sequence[_ModuleCall], batch: Batch) -> None:
-    """Find the layout of every tensor that was handed out."""
+def _find_layouts(
+    calls: Iterable[tuple[nn.Module, Sequence[int]]], batch: Batch, wanted: Collection[nn.Module] | None = None
+) -> Iterator[tuple[Layout, Grid] | None]:
+    """The layout and the grid of every tensor that was handed out, or of those that the wanted modules did."""
     samples, _, height, width = batch.images.shape
     seen: dict[Grid, None] = {}
-    for call in calls:
-        if len(call.shape) == 4 and _is_spatial(call.module):
-            seen[call.shape[2:]] = None
-        found = infer_layout(call.shape, samples, (height, width), seen)
+    for module, shape in calls:
+        if len(shape) == 4 and _is_spatial(module):
+            seen[shape[2], shape[3]] = None
+        if wanted is not None and len(shape) == 4 and module not in wanted:
+            yield None
+            continue
+        found = infer_layout(shape, samples, (height, width), seen)
         if found:
-            call.layout, call.grid = found
-            if isinstance(call.layout, Tokens) and call.cells == call.shape[1 - call.layout.batch_axis]:
-                seen[call.grid] = None
+            layout, grid = found
+            if isinstance(layout, Tokens) and math.prod(grid) == shape[1 - layout.batch_axis]:
+                seen[grid] = None
+        yield found
 
 
 def _is_spatial(module: nn.Module) -> bool:
     """Whether the module is a pooling or has a convolution's weights, maybe to call a function with them."""
-    has_kernel = any(parameter.ndim == 4 for parameter in module.parameters(recurse=False))
+    has_kernel = any(one is not None and one.ndim == 4 for one in module._parameters.values())
     return has_kernel or isinstance(module, (nn.MaxPool2d, nn.AvgPool2d, nn.Conv2d))
 
 

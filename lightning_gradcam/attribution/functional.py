@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lightning_gradcam.attribution.batch import Batch
 from lightning_gradcam.attribution.capture import capture
-from lightning_gradcam.attribution.choice import locate_layers
+from lightning_gradcam.attribution.choice import layouts_of, locate_layers, recording_shapes
 from lightning_gradcam.attribution.layers import Layer, check_layers, find_layer
 from lightning_gradcam.attribution.layout import Grid, Layout, as_layout, to_map
 from lightning_gradcam.attribution.methods import Method, as_method, cam, check_cam
+from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import Prediction, Target, as_target, predict, score, target_classes
 
 
@@ -27,6 +28,7 @@ class Attribution:
     ``N = n k`` rows.
 
     Attributes:
+        layouts: How the output of each layer lies on a grid, by its name.
         maps: The signed map of each layer by its name, ``(N, h, w)`` float32, before the ReLU.
         alpha: The mean gradient over positions of each layer's channels, ``(N, c)`` float32.
         scores: ``(n,)`` or ``(n, k)`` float32, the target's.
@@ -34,6 +36,7 @@ class Attribution:
         prediction: What the model predicts, of ``N`` rows; ``None`` where its output holds no logits.
     """
 
+    layouts: dict[str, Layout]
     maps: dict[str, Tensor]
     alpha: dict[str, Tensor]
     scores: Tensor
@@ -49,7 +52,7 @@ class Attribution:
 def attribute(
     model: nn.Module,
     batch: Batch,
-    layouts: Mapping[str, Layout],
+    layouts: Mapping[str, Layout | None],
     forward: Callable[[Batch], Any],
     target: Target,
     method: Method,
@@ -58,9 +61,10 @@ def attribute(
     """Capture layers on a batch and turn each into a signed map.
 
     Args:
-        model: The model; it is left as it was.
+        model: A stand-in, see :class:`~lightning_gradcam.attribution.stand_in.StandIn`.
         batch: The samples, for the target.
-        layouts: The layers by their full dotted names, and how the output of each lies on a grid.
+        layouts: The layers by their full dotted names, and how the output of each lies on a grid; ``None``: the
+            forward tells.
         forward: Runs the model on the batch.
         target: ``(output, batch) -> scores (n,)`` or ``(n, k)``.
         method: ``(activations, gradients) -> map (n, h, w)``.
@@ -72,17 +76,21 @@ def attribute(
     parts = batch.parts(at_once)
     if len(parts) > 1:
         return _join([attribute(model, part, layouts, forward, target, method) for part in parts])
-    with torch.inference_mode(False):  # what was made in inference mode could take no part in a graph
-        batch = batch.apply(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
+    # What was made in inference mode could take no part in a graph.
+    batch = batch.apply(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
     n = len(batch.images)
     layers = dict(find_layer(model, name) for name in layouts)
-    seen = capture(model, layers, lambda: forward(batch), lambda output: score(target, output, batch))
+    with recording_shapes() if method is cam or None in layouts.values() else nullcontext([]) as calls:
+        seen = capture(layers, lambda: forward(batch), lambda output: score(target, output, batch))
+    known = {name: layout for name, layout in layouts.items() if layout}
+    if len(known) < len(layouts):
+        known = layouts_of(layers, calls, batch)
     scores = seen.scores.reshape(n, -1)
     maps, alpha = {}, {}
-    for name, layout in layouts.items():
+    for name, layout in known.items():
         activations = to_map(name, seen.activations[name], layout, n).float()
         if method is cam:
-            check_cam(name, model, layers[name], lambda: forward(batch.part(slice(1))), activations, seen.output)
+            check_cam(name, model, layers[name], [module for module, _ in calls], activations, seen.output)
         of_each_score = seen.gradients[name].reshape(scores.shape[1], *seen.activations[name].shape)
         gradients = [layout(one).float() for one in of_each_score]
         signed = [method(activations, one) for one in gradients]
@@ -93,6 +101,7 @@ def attribute(
         alpha[name] = torch.stack([one.mean((2, 3)) for one in gradients], 1).flatten(0, 1).cpu()
     classes, prediction = target_classes(target, seen.output, batch, seen.scores.shape), predict(seen.output, batch)
     return Attribution(
+        known,
         maps,
         alpha,
         seen.scores.float().cpu(),
@@ -108,20 +117,33 @@ def _join(parts: Sequence[Any]) -> Any:
         return None
     if isinstance(first, Tensor):
         return torch.cat(list(parts))
+    if callable(first):  # a layout
+        return first
     if isinstance(first, dict):
         return {key: _join([part[key] for part in parts]) for key in first}
     return type(first)(*(_join([getattr(part, field.name) for part in parts]) for field in fields(first)))
 
 
+def rows_of(seen: Attribution, rows: slice) -> Attribution:
+    """What was seen of some rows, all of those of some samples."""
+    samples = slice(*(None if end is None else end // seen.k for end in (rows.start, rows.stop)))
+    prediction = seen.prediction
+    if prediction is not None:
+        right = None if prediction.right is None else prediction.right[rows]
+        prediction = Prediction(prediction.probabilities[rows], prediction.classes[rows], right)
+    return Attribution(
+        seen.layouts,
+        {name: maps[rows] for name, maps in seen.maps.items()},
+        {name: alpha[rows] for name, alpha in seen.alpha.items()},
+        seen.scores[samples],
+        None if seen.classes is None else seen.classes[rows],
+        prediction,
+    )
+
+
 def default_forward(model: nn.Module, batch: Batch) -> Any:
     """Call the model on the images alone."""
     return model(batch.images)
-
-
-def check_shaped(model: nn.Module) -> None:
-    """Refuse a model with lazy layers, whose first forward would give them a shape."""
-    if any(is_lazy(parameter) for parameter in model.parameters()):
-        raise ValueError(f"{type(model).__name__} has layers without a shape; run it once on a batch before")
 
 
 def gradcam(
@@ -135,7 +157,8 @@ def gradcam(
 ) -> Tensor:
     """Grad-CAM of some images, with no Trainer.
 
-    The model is left as it was: its modes, flags, buffers, gradients and the random state.
+    The model is not touched: what runs is a stand-in in eval mode, see
+    :class:`~lightning_gradcam.attribution.stand_in.StandIn`. Random states are restored.
 
     Args:
         model: Takes ``images`` and returns logits ``(n, classes)``, or something that has them as ``.logits``,
@@ -209,13 +232,16 @@ def _attribute_layer(
     """Observe one layer; also the layer's name."""
     ask, compute = as_target(target), as_method(method)
     batch = Batch(images, labels)
-    check_shaped(model)
-
-    def forward(batch: Batch) -> Any:
-        return model(batch.images.clone())
-
-    layer = check_layers(None if target_layer is None else [target_layer], grid)
+    layers = check_layers(None if target_layer is None else [target_layer], grid)
     layout = None if grid is None else as_layout(grid)
-    layouts, _ = locate_layers(model, layer, layout, batch, forward, ask)
-    (name,) = layouts
-    return attribute(model, batch, layouts, forward, ask, compute), name
+    stand_in = StandIn(model)
+
+    def look(model: nn.Module) -> tuple[Attribution, str]:
+        def forward(batch: Batch) -> Any:
+            return model(batch.images.clone())
+
+        own = [stand_in.of(one) for one in (ask, compute)]
+        layouts, _ = locate_layers(model, list(map(stand_in.of, layers)), layout, batch, forward, own[0])
+        return attribute(model, batch, layouts, forward, *own), next(iter(layouts))
+
+    return stand_in.look(look)

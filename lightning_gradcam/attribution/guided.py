@@ -14,9 +14,9 @@ from torch.overrides import TorchFunctionMode
 from lightning_gradcam.attribution.batch import Batch
 from lightning_gradcam.attribution.capture import summed_scores
 from lightning_gradcam.attribution.functional import default_forward, gradcam
-from lightning_gradcam.attribution.isolation import borrowed
 from lightning_gradcam.attribution.layers import Layer
 from lightning_gradcam.attribution.layout import Grid, Layout
+from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import Target, as_target, score
 
 _RELUS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6}
@@ -67,7 +67,7 @@ def guided_gradients(
     """The guided gradient of the score with respect to the images.
 
     Args:
-        model: The model; it is left as it was.
+        model: A stand-in, see :class:`~lightning_gradcam.attribution.stand_in.StandIn`.
         batch: The samples.
         forward: Runs the model on the batch.
         target: ``(output, batch) -> scores (n,)`` or ``(n, k)``.
@@ -85,9 +85,7 @@ def guided_gradients(
     parts = batch.parts(at_once)
     if len(parts) > 1:
         return torch.cat([guided_gradients(model, part, forward, target) for part in parts])
-    with borrowed(model), torch.enable_grad(), GuidedReLUs() as relus:
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)  # what the graph would keep for them is not needed
+    with torch.enable_grad(), GuidedReLUs() as relus:
         batch = batch.apply(Tensor.clone)
         if not batch.images.is_floating_point():
             raise ValueError(
@@ -153,7 +151,7 @@ def guided_backprop(
     and :func:`guided_gradcam` is their product.
 
     Args:
-        model: See :func:`~lightning_gradcam.gradcam`; it is left as it was.
+        model: See :func:`~lightning_gradcam.gradcam`.
         images: ``(n, c, H, W)``, floating-point, as the model expects them, on its device.
         target: See :func:`~lightning_gradcam.gradcam`.
         labels: For ``target="label"``.
@@ -166,7 +164,11 @@ def guided_backprop(
         ValueError: If the forward calls no ReLU, see :class:`GuidedReLUs`, or an argument is wrong.
         TypeError: If an argument is of another type.
     """
-    return guided_gradients(model, Batch(images, labels), partial(default_forward, model), as_target(target))
+    ask, batch = as_target(target), Batch(images, labels)
+    stand_in = StandIn(model)
+    return stand_in.look(
+        lambda model: guided_gradients(model, batch, partial(default_forward, model), stand_in.of(ask))
+    )
 
 
 def guided_gradcam(

@@ -1,14 +1,11 @@
-"""Borrow a model and the random state, and give both back as they were."""
+"""Keep what is global to a process as it was: random states, and what new tensors are by default."""
 
 from __future__ import annotations
 
-import copy
-import math
 import random
-import sys
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -16,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
+
+_OF_ANY_MODULE = nn.Module().__dict__.keys()  # hooks and the like, which a module handles itself
 
 
 @contextmanager
@@ -41,7 +39,7 @@ def random_state(seed: int | None = None, holder: Any = None) -> Iterator[None]:
                 np.random.seed(seed)
                 random.seed(seed)
                 for generator in held:
-                    _seed(generator, seed)
+                    seed_generator(generator, seed)
             yield
         finally:
             np.random.set_state(numpy_state)
@@ -50,7 +48,7 @@ def random_state(seed: int | None = None, holder: Any = None) -> Iterator[None]:
                 restore()
 
 
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _LEAVES = (str, bytes, int, float, complex, type(None), torch.Tensor, np.ndarray, type, ModuleType)
 
 
@@ -63,7 +61,7 @@ def _generators(holder: Any) -> list[Any]:
             if isinstance(item, _LEAVES) or id(item) in seen:
                 continue
             seen.add(id(item))
-            if isinstance(item, _GENERATORS) and not isinstance(item, random.SystemRandom):
+            if isinstance(item, GENERATORS) and not isinstance(item, random.SystemRandom):
                 found.append(item)
                 continue
             if isinstance(item, nn.Module):
@@ -96,7 +94,8 @@ def _parts(item: Any) -> list[Any]:
     return list(names.values())
 
 
-def _seed(generator: Any, seed: int) -> None:
+def seed_generator(generator: Any, seed: int) -> None:
+    """Seed a random generator of whatever library."""
     if isinstance(generator, torch.Generator):
         generator.manual_seed(seed)
     elif isinstance(generator, np.random.Generator):
@@ -114,155 +113,13 @@ def _restorer(generator: Any) -> Callable[[], object]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module of ``model`` in eval mode and restore on exit what a forward can change.
-
-    Restored are each module's own ``training`` flag, each parameter's ``requires_grad``, each dense buffer, and each
-    plain attribute, such as a counter, a cached tensor, or what lists, dicts, sets and tuples hold. Flags are set one
-    by one: ``model.train()`` would also flip the sub-modules that the user keeps in eval mode. The user's backward
-    hooks do not run: they are meant for training.
-    """
-    modules = list(model.modules())
-    training = [module.training for module in modules]
-    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    restorers = [_restorer_of_names(names, limit) for module in modules for names, limit in _namespaces(module)]
-    try:
-        for module in modules:
-            module.training = False
-            for name in ("_backward_hooks", "_backward_pre_hooks"):
-                if getattr(module, name, None):
-                    setattr(module, name, OrderedDict())
-        yield
-    finally:
-        with ExitStack() as stack:  # all of it, also where one of them fails
-            for restore in restorers:
-                stack.callback(restore)
-            for parameter, flag in trainable:
-                stack.callback(parameter.requires_grad_, flag)
-            for module, flag in zip(modules, training, strict=True):
-                stack.callback(setattr, module, "training", flag)
-
-
-def _namespaces(module: nn.Module) -> Iterator[tuple[dict[str, Any], float]]:
-    """What a module names that a forward may change, and how many values of a tensor there are worth a copy."""
-    if isinstance(module._buffers, dict):  # a scripted module has none of its own
-        yield module._buffers, math.inf
-    if not type(module).__module__.startswith("torch.distributed."):  # wrappers keep the state of a protocol there
-        yield vars(module), 1_000_000
-
-
-def _restorer_of_names(names: dict[str, Any], limit: float) -> Callable[[], None]:
-    """A function that gives names back as they are now: the objects, and what tensors, arrays and containers hold."""
-    objects = dict(names)
-    values = _held(value for name, value in objects.items() if name not in _OF_ANY_MODULE)
-    direct, room, held = set(map(id, objects.values())), 1_000_000, []
-    for value in values:
-        own = id(value) in direct
-        if _is_state(value, limit if own else room):
-            held.append((value, value.detach().clone(), value.requires_grad))
-            room -= 0 if own else value.numel()  # a list may hold the outputs of a whole validation
-    arrays = [(value, value.copy()) for value in values if isinstance(value, np.ndarray)]
-    containers = [(value, copy.copy(value)) for value in values if type(value) in _CONTAINERS]
-
-    def restore() -> None:
-        for name in names.keys() - objects.keys():
-            del names[name]
-        names.update(objects)
-        for container, content in containers:
-            container.clear()
-            (container.extend if isinstance(container, (list, deque)) else container.update)(content)
-        for array, values in arrays:
-            array[...] = values
-        with torch.no_grad():
-            for tensor, values, required_grad in held:
-                if tensor.requires_grad and not required_grad:  # changed in place by what depends on our leaf
-                    tensor.detach_()
-                # BatchNorm changes its buffers without a version bump, so only the values tell.
-                if tensor.shape != values.shape:
-                    tensor.resize_(values.shape)
-                if not torch.equal(tensor, values):
-                    tensor.copy_(values)
-
-    return restore
-
-
-def _held(values: Iterable[Any]) -> list[Any]:
-    """The values, and what their containers hold in turn; of that at most the nearest 10,000."""
-    found, seen, pending = [], set(), deque(values)
-    while pending and len(found) < 10_000:
-        value = pending.popleft()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        found.append(value)
-        if type(value) in _CONTAINERS or type(value) is tuple:
-            pending.extend(value.values() if isinstance(value, dict) else value)
-    return found
-
-
-_CONTAINERS = (list, deque, dict, OrderedDict, defaultdict, Counter, set)
-_OF_ANY_MODULE = nn.Module().__dict__.keys()  # hooks and the like, which a module handles itself
-
-
-def _is_state(value: Any, limit: float) -> bool:
-    dense = isinstance(value, torch.Tensor) and not is_lazy(value) and value.layout == torch.strided
-    return dense and not isinstance(value, nn.Parameter) and value.numel() <= limit
-
-
-@contextmanager
-def unchanged(thing: Any) -> Iterator[None]:
-    """Restore on exit the attributes of an object, and what containers among them hold.
-
-    Of a function these are what it closes over, of a method those of the object that it is bound to.
-    """
-    with ExitStack() as stack:
-        for restore in list(_restorers_of(thing)):
-            stack.callback(restore)
-        yield
-
-
-def _restorers_of(thing: Any, depth: int = 3) -> Iterator[Callable[[], object]]:
-    parts: list[Any] = []
-    if isinstance(thing, MethodType):
-        parts = [thing.__self__]
-    elif isinstance(thing, partial):
-        parts = [thing.func, *thing.args, *thing.keywords.values()]
-    elif isinstance(thing, FunctionType):
-        for cell in thing.__closure__ or ():
-            with suppress(ValueError):  # a cell that is still empty
-                parts.append(cell.cell_contents)
-                yield partial(setattr, cell, "cell_contents", cell.cell_contents)
-        yield _restorer_of_names({str(i): part for i, part in enumerate(parts)}, 1_000_000)
-    elif not isinstance(thing, (type, ModuleType)) and hasattr(thing, "__dict__"):
-        yield _restorer_of_names(vars(thing), 1_000_000)
-    for part in parts if depth else ():
-        yield from _restorers_of(part, depth - 1)
-
-
-@contextmanager
 def torch_defaults() -> Iterator[None]:
     """Let new tensors be float32 on the CPU, whatever the user has made the default."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
+    moved = torch.empty(0).device.type != "cpu"
     try:
-        with torch.device("cpu"):
+        with torch.device("cpu") if moved else nullcontext():  # a mode that costs every call
             yield
     finally:
         torch.set_default_dtype(before)
-
-
-@contextmanager
-def borrowed(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Run a model for a look at it: in eval mode, uncompiled, outside inference mode, and with nothing of it kept.
-
-    Args:
-        model: The model; see :func:`evaluating` and :func:`random_state` for what is given back.
-        seed: See :func:`random_state`; always the same, so that a forward that draws random numbers draws them again.
-    """
-    with torch.inference_mode(False), random_state(seed, holder=model), evaluating(model), eager():
-        yield
-
-
-def eager() -> AbstractContextManager[Any]:
-    """Run compiled modules uncompiled: a compiled graph skips hooks. Without dynamo loaded nothing is compiled."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

@@ -42,9 +42,8 @@ def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
         ValueError: If there is no such layer, or several. The message names the three closest.
     """
     model = uncompiled(model)
-    names = {name: module for module, name in names_of_modules(model).items()}
     if isinstance(layer, nn.Module):
-        for name, module in names.items():
+        for module, name in names_of_modules(model).items():
             if module is uncompiled(layer):
                 return name, module
         raise ValueError(
@@ -54,17 +53,17 @@ def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
     steps = re.sub(r"\[(-?\d+)\]", r".\1", layer).split(".")
     starts = [name for name, _ in model.named_children()]
     full = _resolve(model, steps)
-    matches = {full} if full else {found for start in starts if (found := _resolve(model, [start, *steps]))}
+    matches = dict([full] if full else [found for start in starts if (found := _resolve(model, [start, *steps]))])
     if len(matches) > 1:
         raise ValueError(f"`target_layer` {layer!r} may mean {' or '.join(sorted(matches))}; give the full name")
     if not matches:
-        closest = difflib.get_close_matches(layer, names, n=3, cutoff=0)
+        closest = difflib.get_close_matches(layer, names_of_modules(model).values(), n=3, cutoff=0)
         raise ValueError(
             f"`target_layer` {layer!r} is not a layer of {type(model).__name__}; "
             f"the closest names are {', '.join(map(repr, closest))}"
         )
-    (name,) = matches
-    return name, names[name]
+    (found,) = matches.items()
+    return found
 
 
 def uncompiled(module: Any) -> Any:
@@ -79,8 +78,8 @@ def names_of_modules(model: nn.Module) -> dict[nn.Module, str]:
     return {module: name.removeprefix(".") for module, name in named if module is not uncompiled(model)}
 
 
-def _resolve(module: Any, steps: Sequence[str]) -> str | None:
-    """The full name that the steps lead to; an index that is no name of a child counts the children."""
+def _resolve(module: Any, steps: Sequence[str]) -> tuple[str, nn.Module] | None:
+    """The full name and the module that the steps lead to; an index that is no child's name counts the children."""
     name = []
     for step in steps:
         module = uncompiled(module)
@@ -92,4 +91,4 @@ def _resolve(module: Any, steps: Sequence[str]) -> str | None:
         if not isinstance(module, nn.Module):
             return None
         name.append(step)
-    return ".".join(name)
+    return ".".join(name), uncompiled(module)

@@ -7,13 +7,12 @@ the ``c`` channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_gradcam.attribution.isolation import borrowed
 from lightning_gradcam.attribution.targets import logits
 
 Method = Callable[[Tensor, Tensor], Tensor]
@@ -45,7 +44,7 @@ def check_cam(
     name: str,
     model: nn.Module,
     layer: nn.Module,
-    forward: Callable[[], object],
+    called: Sequence[nn.Module],
     activations: Tensor,
     output: Any,
 ) -> None:
@@ -55,7 +54,7 @@ def check_cam(
         name: Of the layer.
         model: The model.
         layer: The layer.
-        forward: Runs the model, to see what it calls after the layer.
+        called: The modules that the forward called, in the order in which they finished.
         activations: Of the layer, ``(n, c, h, w)``.
         output: What the model gave for these.
 
@@ -63,7 +62,7 @@ def check_cam(
         ValueError: If another module with weights is called after the layer than one linear layer, or this does not
             make the logits of the mean over positions.
     """
-    later = _weighted_modules_after(model, layer, forward)
+    later = _weighted_modules_after(model, layer, called)
     if len(later) == 1 and isinstance(later[0], nn.Linear) and _is_head(later[0], activations, output):
         return
     raise ValueError(
@@ -73,22 +72,11 @@ def check_cam(
     )
 
 
-def _weighted_modules_after(model: nn.Module, layer: nn.Module, forward: Callable[[], object]) -> list[nn.Module]:
-    """The modules with parameters or buffers of their own that are called after a layer, in that order."""
-    called: list[nn.Module] = []
+def _weighted_modules_after(model: nn.Module, layer: nn.Module, called: Sequence[nn.Module]) -> list[nn.Module]:
+    """The modules with parameters or buffers of their own that were called after a layer, in that order."""
     around = {module for module in model.modules() if any(part is layer for part in module.modules())}
-    handles = [
-        module.register_forward_hook(lambda module, *_: called.append(module))
-        for module in model.modules()
-        if module is layer or (module not in around and (module._parameters or module._buffers))
-    ]
-    try:
-        with borrowed(model), torch.no_grad():
-            forward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return called[called.index(layer) + 1 :] if layer in called else []
+    later = called[len(called) - called[::-1].index(layer) :]
+    return [module for module in later if module not in around and (module._parameters or module._buffers)]
 
 
 def _is_head(layer: nn.Linear, activations: Tensor, output: Any) -> bool:

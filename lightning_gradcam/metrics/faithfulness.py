@@ -7,9 +7,8 @@ model, the images and the random state as they were, compute where the images ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gradcam.attribution.batch import Batch
-from lightning_gradcam.attribution.functional import check_shaped, default_forward
-from lightning_gradcam.attribution.isolation import borrowed
+from lightning_gradcam.attribution.functional import default_forward
+from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import Target, as_target, label, logits, predict, score
 
 Baseline = float | Sequence[float] | Tensor | Callable[[Tensor], Tensor]
@@ -65,10 +64,14 @@ def occlusion(
 
     Source: Zeiler and Fergus 2014, arXiv 1311.2901, who look at the probability; this is the score that maps explain.
     """
-    check_batch(model, batch, at_once)
+    check_batch(batch, at_once)
     rows, columns = (side.to(batch.images.device) for side in _patch_windows(batch, patch, stride))
     nothing = torch.zeros_like(rows[0][:, None] & columns[0])
-    masks = chain([nothing], (row[:, None] & column for row in rows for column in columns))
+
+    def masks() -> Iterator[Tensor]:
+        yield nothing
+        yield from (row[:, None] & column for row in rows for column in columns)
+
     untouched, *changed = _scores_under_masks(model, batch, masks, target, baseline, forward_fn, at_once)
     return (untouched - torch.stack(changed)).T.reshape(-1, len(rows), len(columns))
 
@@ -104,7 +107,7 @@ def occlusion_correlation(
 
     Cost: as :func:`occlusion`.
     """
-    check_batch(model, batch, at_once)
+    check_batch(batch, at_once)
     means = at_patches(maps, batch, patch, stride)
     found = spearman(means, occlusion(model, batch, target, patch, stride, baseline, forward_fn, at_once))
     return torch.where(_varies(maps), found, torch.nan)
@@ -228,11 +231,10 @@ def _varies(maps: Tensor) -> Tensor:
     return cells.isfinite().all(1) & (cells != cells[:, :1]).any(1)
 
 
-def check_batch(model: nn.Module, batch: Batch, at_once: int | None) -> None:
+def check_batch(batch: Batch, at_once: int | None) -> None:
     """Refuse what no check can work with; raise a ``TypeError`` or ``ValueError``."""
     if not isinstance(batch, Batch):
         raise TypeError(f"`batch` must be a `Batch`, got {type(batch).__name__}; write `Batch(images, labels)`")
-    check_shaped(model)
     if at_once is not None:
         _check_number("at_once", at_once, 1)
 
@@ -296,7 +298,7 @@ def _probability(ask: Target) -> Target:
 def _scores_under_masks(
     model: nn.Module,
     batch: Batch,
-    masks: Iterable[Tensor],
+    masks: Callable[[], Iterable[Tensor]],
     target: Target | str | int,
     baseline: Baseline,
     forward_fn: Forward,
@@ -308,15 +310,21 @@ def _scores_under_masks(
     A mask is bool and ``(H, W)`` or ``(n, 1, H, W)``. With ``probability`` the scores are probabilities, but for a
     function as target.
     """
-    run, images, ask = forward_on_copies(model, forward_fn), batch.images, as_target(target)
-    with borrowed(model), torch.no_grad():
+    own = as_target(target)
+    stand_in = StandIn(model)
+
+    def look(model: nn.Module) -> Tensor:
+        ask, run = stand_in.of(own), forward_on_copies(model, stand_in.of(forward_fn))
+        asked, blank = batch, _baseline_images(batch.images, baseline)
         if target == "predicted":
-            batch, ask = fix_predicted_classes(batch, run, at_once)
+            asked, ask = fix_predicted_classes(batch, run, at_once)
         if probability and not callable(target):
             ask = _probability(ask)
-        blank = _baseline_images(images, baseline)
-        changed = (replace(batch, images=torch.where(mask, blank, images)) for mask in masks)
+        changed = (replace(asked, images=torch.where(mask, blank, batch.images)) for mask in masks())
         return torch.stack([_scores_of(one, ask, run, at_once).float() for one in changed]).cpu()
+
+    with torch.no_grad():
+        return stand_in.look(look)
 
 
 def _baseline_images(images: Tensor, baseline: Baseline) -> Tensor:
@@ -373,14 +381,17 @@ def _area_under_curve(
     inserting: bool,
 ) -> Tensor:
     """See :func:`deletion` and :func:`insertion`."""
-    check_batch(model, batch, at_once)
+    check_batch(batch, at_once)
     _check_maps(maps, batch)
     _check_number("steps", steps, 1)
     pixels = _upsampled(maps, batch)
     order = pixels.flatten(1).argsort(dim=1, descending=True, stable=True)
     place = order.argsort(1).reshape(pixels[:, None].shape).to(batch.images.device)
     numbers = [round(step * pixels[0].numel() / steps) for step in range(steps + 1)]
-    masks = (place >= number if inserting else place < number for number in numbers)
+
+    def masks() -> Iterator[Tensor]:
+        yield from (place >= number if inserting else place < number for number in numbers)
+
     curve = _scores_under_masks(model, batch, masks, target, baseline, forward_fn, at_once, probability=True)
     area = torch.trapezoid(curve, torch.tensor(numbers, device="cpu") / numbers[-1], dim=0)
     has_order = _varies(maps) & (maps > 0).flatten(1).any(1).cpu()

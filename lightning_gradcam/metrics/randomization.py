@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from lightning_gradcam.attribution.batch import Batch
 from lightning_gradcam.attribution.choice import locate_layers
 from lightning_gradcam.attribution.functional import attribute, default_forward
-from lightning_gradcam.attribution.isolation import borrowed
 from lightning_gradcam.attribution.layers import Layer, check_layers
 from lightning_gradcam.attribution.layout import Grid, Layout, as_layout
 from lightning_gradcam.attribution.methods import Method, as_method
+from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import Target, as_target
 from lightning_gradcam.metrics.faithfulness import (
     Forward,
@@ -52,7 +52,7 @@ def randomization(
     draws what its weights are made from. A parameter that several modules share belongs to the one nearest the output.
 
     Args:
-        model: The model. It holds the random weights during the call: do not use it meanwhile.
+        model: The model. It is a stand-in of it that gets the random weights.
         batch: The samples, as the model expects them, on its device.
         target_layer: See :func:`~lightning_gradcam.gradcam`, as for ``target``, ``method`` and ``grid``.
         target: What the maps explain.
@@ -79,29 +79,33 @@ def randomization(
     Cost: one forward of the batch, and a backward down to the layer, for each module and for the first map; two
     forwards of a sample or two to find the modules and the layer. Memory for the weights once more.
     """
-    check_batch(model, batch, at_once)
+    check_batch(batch, at_once)
     compute, layer = as_method(method), check_layers(None if target_layer is None else [target_layer], grid)
-    layout, ask = None if grid is None else as_layout(grid), as_target(target)
-    run = forward_on_copies(model, forward_fn)
-    with borrowed(model, seed):
-        batch = batch.apply(Tensor.clone)  # labels made in inference mode could take no part in a graph
-        if target == "predicted":
-            batch, ask = fix_predicted_classes(batch, run, at_once)
-        layouts, _ = locate_layers(model, layer, layout, batch, run, ask)
+    layout, own = None if grid is None else as_layout(grid), as_target(target)
+    stand_in = StandIn(model)
 
-        def look() -> Tensor:
-            seen = attribute(model, batch, layouts, run, ask, compute, at_once)
+    def look(model: nn.Module) -> dict[str, Tensor]:
+        ask, method, run = stand_in.of(own), stand_in.of(compute), forward_on_copies(model, stand_in.of(forward_fn))
+        asked = batch.apply(Tensor.clone)  # labels made in inference mode could take no part in a graph
+        if target == "predicted":
+            asked, ask = fix_predicted_classes(asked, run, at_once)
+        layouts, _ = locate_layers(model, list(map(stand_in.of, layer)), layout, asked, run, ask)
+
+        def maps() -> Tensor:
+            seen = attribute(model, asked, layouts, run, ask, method, at_once)
             check_single(seen.k)
             (signed,) = seen.maps.values()
             return signed
 
-        first, found = look(), {}
+        first, found = maps(), {}
         with _randomizing(seed) as randomize:
-            for name, parameters in _from_output_to_input(model, lambda: run(batch.part(slice(1)))).items():
+            for name, parameters in _from_output_to_input(model, lambda: run(asked.part(slice(1)))).items():
                 for parameter in parameters:
                     randomize(parameter)
-                found[name] = (compare or spearman)(look(), first)
-    return found
+                found[name] = (compare or spearman)(maps(), first)
+        return found
+
+    return stand_in.look(look)
 
 
 def _from_output_to_input(model: nn.Module, run: Callable[[], object]) -> dict[str, list[nn.Parameter]]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from lightning_gradcam.attribution.batch import Batch, shift
-from lightning_gradcam.attribution.functional import Attribution, attribute
+from lightning_gradcam.attribution.batch import Batch, joined, shift
+from lightning_gradcam.attribution.functional import Attribution, attribute, rows_of
 from lightning_gradcam.attribution.guided import guided_gradients
+from lightning_gradcam.attribution.layout import Layout
 from lightning_gradcam.attribution.targets import Prediction
 from lightning_gradcam.run.failures import OtherProcessError
-from lightning_gradcam.run.probe import Probe
+from lightning_gradcam.run.probe import Probe, prepare
 from lightning_gradcam.run.settings import Settings
 from lightning_gradcam.run.trainer import (
     LightningModule,
@@ -22,7 +25,7 @@ from lightning_gradcam.run.trainer import (
     garbage_collection_cuda,
     is_oom_error,
     is_sharded,
-    without_logging,
+    stand_in_for,
 )
 
 _T = TypeVar("_T")
@@ -40,6 +43,7 @@ class Seen:
         target_classes: ``(N,)``, the class that each map is of; ``None`` where the target does not tell.
         prediction: What the model predicts; ``None`` where it is no classifier.
         k: How many scores a sample has.
+        layouts: By the name of a layer, how its output lies on the image.
         gradients: Guided gradients ``(N, c, H, W)``; ``None`` where they were not asked for.
     """
 
@@ -49,76 +53,115 @@ class Seen:
     target_classes: Tensor | None
     prediction: Prediction | None
     k: int
+    layouts: Mapping[str, Layout]
     gradients: Tensor | None = None
 
 
 class Observer:
-    """Runs the module on the fixed batch.
+    """Looks at the module on the fixed batch, by a stand-in that is kept from one look to the next.
 
     Attributes:
         samples_at_once: How many samples the memory has room for; ``None``: all.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, trainer: Trainer, pl_module: LightningModule, settings: Settings) -> None:
         self.samples_at_once: int | None = None
+        self._trainer = trainer
+        self._pl_module = pl_module
+        self._settings = settings
+        self._stand_in = stand_in_for(trainer, pl_module)
+        self._joins_shifted: bool | None = None  # whether images and shifted images run as one batch, once known
 
-    def look(self, trainer: Trainer, pl_module: LightningModule, probe: Probe) -> Seen:
+    def prepare(self) -> Probe:
+        """See :func:`~lightning_gradcam.run.probe.prepare`."""
+        return prepare(self._trainer, self._pl_module, self._settings, self._stand_in, self._forward)
+
+    def look(self, probe: Probe) -> Seen:
         """Capture the maps of the batch and, for the noise floor, those of its images shifted by one pixel."""
-        batch = probe.batch.apply(lambda tensor: tensor.to(pl_module.device))
-        observation = self._capture(trainer, pl_module, probe, batch)
-        shifted = {}
-        if self.settings.drift.noise_floor:
-            shifted = self._capture(trainer, pl_module, probe, shift(batch)).maps
+        batch = probe.batch.apply(lambda tensor: tensor.to(self._pl_module.device))
+        shifted = shift(batch) if self._settings.drift.noise_floor else None
+        if shifted is None or not self._joins_shifted:
+            seen = self._capture(probe, batch)
+            other = None if shifted is None else self._capture(probe, shifted)
+        else:
+            seen, other = _halves(self._capture(probe, joined(batch, shifted)))
+        if self._joins_shifted is None and shifted is not None and other is not None:
+            seen, other = self._try_joined(probe, batch, shifted, seen, other)
         return Seen(
-            {prefix: observation.maps[name] for prefix, name in probe.layers.items()},
-            {prefix: shifted[name] for prefix, name in probe.layers.items() if shifted},
-            observation.scores.flatten(),
-            observation.classes,
-            observation.prediction,
-            observation.k,
+            {prefix: seen.maps[name] for prefix, name in probe.layers.items()},
+            {prefix: other.maps[name] for prefix, name in probe.layers.items()} if other else {},
+            seen.scores.flatten(),
+            seen.classes,
+            seen.prediction,
+            seen.k,
+            seen.layouts,
         )
 
-    def guided_gradients(self, trainer: Trainer, pl_module: LightningModule, probe: Probe) -> Tensor:
+    def guided_gradients(self, probe: Probe) -> Tensor:
         """The guided gradients of the batch, ``(N, c, H, W)``."""
-        batch = probe.batch.apply(lambda tensor: tensor.to(pl_module.device))
+        batch = probe.batch.apply(lambda tensor: tensor.to(self._pl_module.device))
 
-        def run(at_once: int | None) -> Tensor:
-            forward = partial(self.forward, trainer, pl_module)
-            return guided_gradients(pl_module, batch, forward, self.settings.target, at_once).flatten(0, -4)
+        def run(model: nn.Module, at_once: int | None) -> Tensor:
+            target = self._stand_in.of(self._settings.target)
+            return guided_gradients(model, batch, partial(self._forward, model), target, at_once).flatten(0, -4)
 
-        return self._within_memory(trainer, len(batch.images), run)
+        return self._within_memory(len(batch.images), run)
 
-    def forward(self, trainer: Trainer, pl_module: LightningModule, batch: Batch) -> Any:
-        """Run the module as the user's steps would, but for its logging; :func:`in_forward` tells what it raises."""
+    def _forward(self, model: nn.Module, batch: Batch) -> Any:
+        """Run a stand-in as the user's steps would run the module; :func:`in_forward` tells what it raises."""
+        forward_fn = self._stand_in.of(self._settings.forward_fn)
         try:
-            with without_logging(pl_module), trainer.precision_plugin.forward_context():
-                return self.settings.forward_fn(
-                    pl_module, batch.apply(Tensor.clone)
-                )  # it may change its input in place
+            with self._trainer.precision_plugin.forward_context():
+                return forward_fn(model, batch.apply(Tensor.clone))  # it may change its input in place
         except Exception as error:
             vars(error)[_IN_FORWARD] = True
             raise
 
-    def _capture(self, trainer: Trainer, pl_module: LightningModule, probe: Probe, batch: Batch) -> Attribution:
-        def run(at_once: int | None) -> Attribution:
-            forward = partial(self.forward, trainer, pl_module)
-            target, method = self.settings.target, self.settings.method
-            return attribute(pl_module, batch, probe.layouts, forward, target, method, at_once)
+    def _capture(self, probe: Probe, batch: Batch) -> Attribution:
+        return self._within_memory(len(batch.images), partial(self._attribute, probe=probe, batch=batch))
 
-        return self._within_memory(trainer, len(batch.images), run)
+    def _attribute(self, model: nn.Module, at_once: int | None, *, probe: Probe, batch: Batch) -> Attribution:
+        target, method = map(self._stand_in.of, (self._settings.target, self._settings.method))
+        return attribute(model, batch, probe.layouts, partial(self._forward, model), target, method, at_once)
 
-    def _within_memory(self, trainer: Trainer, samples: int, run: Callable[[int | None], _T]) -> _T:
+    def _try_joined(
+        self, probe: Probe, batch: Batch, shifted: Batch, seen: Attribution, other: Attribution
+    ) -> tuple[Attribution, Attribution]:
+        """Decide for the run whether both batches go through the model at once, which takes half the calls."""
+        self._joins_shifted, apart = False, (seen, other)
+        if self.samples_at_once is None and not is_sharded(self._trainer):
+            look = partial(self._attribute, at_once=None, probe=probe, batch=joined(batch, shifted))
+            with suppress(Exception):  # no memory, or a model or a target that counts on so many samples
+                both = _halves(self._stand_in.look(look))
+                self._joins_shifted = all(map(_alike, both, apart))
+                return both if self._joins_shifted else apart
+        return apart
+
+    def _within_memory(self, samples: int, run: Callable[..., _T]) -> _T:
         """Run; where memory runs short in smaller chunks, whose size is kept for the rest of the run."""
         while True:
             try:
-                return run(self.samples_at_once)
+                return self._stand_in.look(partial(run, at_once=self.samples_at_once))
             except Exception as error:
                 at_once = self.samples_at_once or samples
-                if not is_oom_error(error) or at_once == 1 or is_sharded(trainer):
+                if not is_oom_error(error) or at_once == 1 or is_sharded(self._trainer):
                     raise
                 self.samples_at_once = at_once // 2
             garbage_collection_cuda()
+
+
+def _halves(both: Attribution) -> tuple[Attribution, Attribution]:
+    """What was seen of two batches that went through the model as one."""
+    half = len(both.scores) // 2 * both.k
+    return rows_of(both, slice(half)), rows_of(both, slice(half, None))
+
+
+def _alike(one: Attribution, other: Attribution) -> bool:
+    """Whether maps and scores are equal to a hundred thousandth of their largest value."""
+    pairs = [*zip(one.maps.values(), other.maps.values(), strict=True), (one.scores, other.scores)]
+    if any(a.shape != b.shape for a, b in pairs):
+        return False
+    return all(torch.allclose(a, b, 0, 1e-5 * float(b.abs().max()), equal_nan=True) for a, b in pairs)
 
 
 def in_forward(error: Exception) -> bool:

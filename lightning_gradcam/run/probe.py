@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lightning_gradcam.attribution.batch import Batch
@@ -17,6 +18,7 @@ from lightning_gradcam.attribution.choice import locate_layers
 from lightning_gradcam.attribution.isolation import torch_defaults
 from lightning_gradcam.attribution.layout import Layout
 from lightning_gradcam.attribution.regions import region_masks
+from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.picture.display import find_class_names, find_normalization, photos
 from lightning_gradcam.picture.text import load_font, missing_letters
 from lightning_gradcam.record.compare import sample_mismatch
@@ -41,7 +43,7 @@ class Probe:
         rows: The same, a row a score.
         fingerprint: Of the batch.
         layers: The name of each layer by the prefix of its keys.
-        layouts: By the name of a layer, how its output lies on the image.
+        layouts: By the name of a layer, how its output lies on the image, once that is known.
         regions: Masks ``(n, H, W)`` by name.
         photos: Grey, ``(n, H, W)`` in [0, 1].
         class_names: The name of each class, where they are known.
@@ -54,15 +56,15 @@ class Probe:
     rows: Batch
     fingerprint: Fingerprint
     layers: dict[str, str]
-    layouts: dict[str, Layout]
+    layouts: dict[str, Layout | None]
     regions: dict[str, Tensor]
     photos: Tensor
     class_names: Sequence[str] | None
     reference_run: ReferenceRun | None
     k: int | None = None
 
-    def with_scores_per_sample(self, k: int) -> Probe:
-        """The same with ``k`` rows a sample."""
+    def with_first_look(self, k: int, layouts: Mapping[str, Layout]) -> Probe:
+        """The same with ``k`` rows a sample, and with the layouts."""
         if self.k not in (None, k):
             raise ValueError(
                 f"`target` gave {self.k} scores a sample before and {k} now; let it give as many each time"
@@ -75,10 +77,17 @@ class Probe:
             regions={name: region.repeat_interleave(k, 0) for name, region in self.regions.items()},
             photos=self.photos.repeat_interleave(k, 0),
             k=k,
+            layouts=dict(layouts),
         )
 
 
-def prepare(trainer: Trainer, pl_module: LightningModule, settings: Settings, forward: Callable[[Batch], Any]) -> Probe:
+def prepare(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    settings: Settings,
+    stand_in: StandIn,
+    forward: Callable[[nn.Module, Batch], Any],
+) -> Probe:
     """Load the fixed batch and find the layers, the photos' scale, the class names and the reference run.
 
     Raises:
@@ -99,9 +108,12 @@ def prepare(trainer: Trainer, pl_module: LightningModule, settings: Settings, fo
             "it from `batch_fn`"
         )
     on_device = batch.apply(lambda tensor: tensor.to(pl_module.device))
-    layouts, reason = locate_layers(
-        pl_module, settings.target_layer, settings.grid, on_device, forward, settings.target
-    )
+
+    def locate(model: nn.Module) -> tuple[dict[str, Layout | None], str]:
+        layers, target = list(map(stand_in.of, settings.target_layer)), stand_in.of(settings.target)
+        return locate_layers(model, layers, settings.grid, on_device, partial(forward, model), target)
+
+    layouts, reason = stand_in.look(locate)
     if reason:
         rank_zero_info(
             f"GradCAMCallback looks at `{next(iter(layouts))}`: {reason}. Give `target_layer` to look at another layer."

@@ -14,10 +14,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from lightning_gradcam.attribution.batch import Batch
-from lightning_gradcam.attribution.isolation import random_state, unchanged
+from lightning_gradcam.attribution.doubles import Doubles
+from lightning_gradcam.attribution.isolation import random_state
 from lightning_gradcam.attribution.regions import check_boxes
 from lightning_gradcam.run.failures import on_first_process
-from lightning_gradcam.run.trainer import LightningModule, Trainer, before_batch_transfer, validating
+from lightning_gradcam.run.trainer import LightningModule, Trainer, transfer
 
 SEED = 0  # random augmentations draw the same pixels for the fixed batch in every run
 
@@ -90,7 +91,8 @@ def load(loader: Any, samples: Samples) -> tuple[Any, list[int] | None, int | No
             f"the data loader, a {type(loader).__name__}, has no `dataset` to take samples from; "
             "pass a dataset of your own as `samples`"
         )
-    options: dict[str, Any] = {"collate_fn": getattr(loader, "collate_fn", None) or default_collate}
+    collate = getattr(loader, "collate_fn", None) or default_collate
+    options: dict[str, Any] = {"collate_fn": Doubles((collate,)).of(collate)}
     if loader is not None and getattr(loader, "num_workers", 0):
         options["num_workers"] = 1
         options["worker_init_fn"] = loader.worker_init_fn
@@ -113,7 +115,7 @@ def load(loader: Any, samples: Samples) -> tuple[Any, list[int] | None, int | No
             pool = range(length) if pool is None else pool
             indices = [pool[i] for i in choose(samples, len(pool))]
         options["batch_sampler"] = [indices]
-    with random_state(SEED, holder=(dataset, options["collate_fn"])), unchanged(options["collate_fn"]):
+    with random_state(SEED, holder=(dataset, options["collate_fn"])):
         generator = torch.Generator().manual_seed(SEED)
         for batch in DataLoader(dataset, generator=generator, **options):
             return batch, indices, length
@@ -179,11 +181,9 @@ def fixed_batch(
     """
     load_it = partial(load, loader, samples)
     raw, indices, length = on_first_process(trainer, load_it, "load the fixed batch")
-    holder = (pl_module, getattr(trainer, "datamodule", None))
-    with torch.inference_mode(False), random_state(SEED, holder), validating(trainer, pl_module):
+    with torch.inference_mode(False), random_state(SEED):
         raw = trainer.precision_plugin.convert_input(raw)
-        raw = before_batch_transfer(pl_module, raw)
-        batch = batch_fn(trainer.strategy.batch_to_device(raw))
+        batch = batch_fn(transfer(trainer, pl_module, raw))
         if not isinstance(batch, Batch):
             raise TypeError(f"`batch_fn` must return a `Batch`, got {type(batch).__name__}")
         batch = batch.apply(lambda tensor: tensor.detach().to("cpu", copy=True))

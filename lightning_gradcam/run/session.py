@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from lightning_gradcam.attribution.isolation import torch_defaults
+from lightning_gradcam.attribution.stand_in import NoStandInError
 from lightning_gradcam.attribution.targets import TopTarget, predicted
 from lightning_gradcam.metrics.numbers import localization_of_groups
 from lightning_gradcam.run.checkpoint import empty_history, from_state, to_state
@@ -18,7 +18,7 @@ from lightning_gradcam.run.history import Measurement, Moment
 from lightning_gradcam.run.observer import Observer, Seen, agree_across_processes, in_forward
 from lightning_gradcam.run.outlets import Outlets, log_numbers, log_numbers_directly
 from lightning_gradcam.run.pictures import Look, guided_pictures, layer_pictures
-from lightning_gradcam.run.probe import Probe, prepare
+from lightning_gradcam.run.probe import Probe
 from lightning_gradcam.run.settings import Settings
 from lightning_gradcam.run.trainer import (
     LightningModule,
@@ -58,7 +58,7 @@ class Session:
         self.setup_verified = False
         self.last_epoch: int | None = None
         self.last_step: int | None = None
-        self._observer = Observer(settings)
+        self._observer: Observer | None = None
         self._resumed_record: dict[str, Any] | None = None
         self._failures = 0
         self._failures_in_a_row = 0
@@ -66,7 +66,7 @@ class Session:
         self._last: tuple[Look, int] | None = None  # the last one and its step, where guided pictures are asked for
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"probe": None, "outlets": None, "_last": None}
+        return vars(self) | {"probe": None, "outlets": None, "_last": None, "_observer": None}
 
     def observe(
         self,
@@ -98,13 +98,20 @@ class Session:
             probe, seen = self._look(trainer, pl_module, with_gradients)
             measured = self._measure(probe, seen, moment)
         except Exception as error:
-            if may_wait and not self.setup_verified and in_forward(error) and not is_sharded(trainer):
+            if is_sharded(trainer) or (isinstance(error, NoStandInError) and self.settings.on_error == "raise"):
+                raise
+            if isinstance(error, NoStandInError):
+                self._failures_in_a_row = MAX_FAILURES_IN_A_ROW
+                self.setup_verified = True  # there will be no other
+                warn(f"GradCAMCallback cannot look at this model; training goes on without maps. {error}")
+                return
+            if may_wait and not self.setup_verified and in_forward(error):
                 warn(
                     "GradCAMCallback cannot look at the model yet, since its forward failed, and tries again after the "
                     f"first validation. {type(error).__name__}: {error}"
                 )
                 return
-            if self._is_fatal or is_sharded(trainer):
+            if self._is_fatal:
                 raise
             self._on_failure(trainer, error)
             if step is not None:
@@ -131,9 +138,8 @@ class Session:
         look, step = self._last
         started = perf_counter()
         with left_out(trainer, "the guided picture", self.settings.on_error == "raise" or is_sharded(trainer)):
-            gradients = agree_across_processes(
-                trainer, lambda: self._observer.guided_gradients(trainer, pl_module, look.probe)
-            )
+            observer = self._observer_of(trainer, pl_module)
+            gradients = agree_across_processes(trainer, lambda: observer.guided_gradients(look.probe))
             if self.outlets is not None:
                 with torch_defaults():
                     self.outlets.send_pictures(trainer, guided_pictures(look, gradients), step)
@@ -157,22 +163,27 @@ class Session:
         """What is seen: maps, those of shifted images for the noise floor, and guided gradients."""
 
         def look() -> Seen:
+            observer = self._observer_of(trainer, pl_module)
             if self.probe is None:
-                self.probe = self._prepare(trainer, pl_module)
-            seen = self._observer.look(trainer, pl_module, self.probe)
-            self.probe = self.probe.with_scores_per_sample(seen.k)
+                self.probe = self._prepare(observer)
+            seen = observer.look(self.probe)
+            self.probe = self.probe.with_first_look(seen.k, seen.layouts)
             gradients = None
             if with_gradients:
                 with left_out(trainer, "the guided picture", self._is_fatal or is_sharded(trainer)):
-                    gradients = self._observer.guided_gradients(trainer, pl_module, self.probe)
+                    gradients = observer.guided_gradients(self.probe)
             return replace(seen, gradients=gradients)
 
         seen = agree_across_processes(trainer, look)
         assert self.probe is not None
         return self.probe, seen
 
-    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> Probe:
-        probe = prepare(trainer, pl_module, self.settings, partial(self._observer.forward, trainer, pl_module))
+    def _observer_of(self, trainer: Trainer, pl_module: LightningModule) -> Observer:
+        self._observer = self._observer or Observer(trainer, pl_module, self.settings)
+        return self._observer
+
+    def _prepare(self, observer: Observer) -> Probe:
+        probe = observer.prepare()
         resumed = from_state(self.restored, self.settings, probe)
         self.history, self._failures, self._resumed_record = resumed.history, resumed.failures, resumed.record
         self.history.reference_run = probe.reference_run

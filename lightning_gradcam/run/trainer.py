@@ -7,28 +7,33 @@ callback must be a subclass of the one that the user's ``Trainer`` comes from: w
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Iterator, Sized
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sized
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_gradcam.attribution.isolation import evaluating, random_state, unchanged
+from lightning_gradcam.attribution.doubles import Doubles
+from lightning_gradcam.attribution.isolation import random_state
+from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.loggers.destinations import base_names
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
+    from pytorch_lightning.loggers.logger import DummyLogger
     from pytorch_lightning.utilities.memory import garbage_collection_cuda, is_oom_error
 else:
     imported = [name for name in ("pytorch_lightning", "lightning.pytorch") if name in sys.modules]
     if (imported or (find_spec("lightning") and ["lightning.pytorch"])) == ["lightning.pytorch"]:
         from lightning.pytorch import Callback, LightningModule, Trainer
+        from lightning.pytorch.loggers.logger import DummyLogger
         from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
     else:
         from pytorch_lightning import Callback, LightningModule, Trainer
+        from pytorch_lightning.loggers.logger import DummyLogger
         from pytorch_lightning.utilities.memory import garbage_collection_cuda, is_oom_error
 
 
@@ -38,10 +43,45 @@ def logged_step(trainer: Trainer) -> int:
     return trainer.global_step if step is None else step
 
 
-def before_batch_transfer(pl_module: LightningModule, batch: Any) -> Any:
-    """Apply ``on_before_batch_transfer`` of the datamodule or the module, whichever Lightning would use."""
-    hook = getattr(pl_module, "_on_before_batch_transfer", None)
-    return pl_module.on_before_batch_transfer(batch, 0) if hook is None else hook(batch)
+def stand_in_for(trainer: Trainer, pl_module: LightningModule, *others: Any) -> StandIn:
+    """A stand-in for the module that logs nothing, neither by ``self.log`` nor by a logger, and sees a validation.
+
+    Args:
+        trainer: The trainer, of which the stand-in has one of its own.
+        pl_module: The module.
+        *others: See :class:`~lightning_gradcam.attribution.stand_in.StandIn`.
+    """
+    silent = copy.copy(trainer)
+    silent.loggers = [DummyLogger() for _ in trainer.loggers]
+    silent.state = copy.copy(trainer.state)
+    if trainer.state.fn == "fit":
+        silent.validating = True
+    instead = {(LightningModule, name): _log_nothing for name in ("log", "log_dict")}
+    return StandIn(pl_module, *others, known=[(trainer, silent)], instead=instead, kept=True)
+
+
+def _log_nothing(*args: Any, **options: Any) -> None:
+    """Take the place of ``self.log``."""
+
+
+def transfer(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
+    """Bring a batch to the device by the hooks of the datamodule or the module, whichever Lightning would use.
+
+    Doubles of both are asked, which see a validation, since many augment where the trainer or the module is training.
+    """
+    selector = getattr(trainer._data_connector, "_datahook_selector", None)
+    stand_in = stand_in_for(trainer, pl_module, getattr(trainer, "datamodule", None))
+
+    def call(name: str, *args: Any) -> Any:
+        owner = pl_module if selector is None else selector.get_instance(name)
+        return getattr(stand_in.of(owner), name)(*args)
+
+    def run(module: Any) -> Any:
+        found = call("on_before_batch_transfer", batch, 0)
+        found = call("transfer_batch_to_device", found, trainer.strategy.root_device, 0)
+        return call("on_after_batch_transfer", found, 0)
+
+    return stand_in.look(run)
 
 
 def candidate_loaders(trainer: Trainer) -> list[Any]:
@@ -63,11 +103,11 @@ def _requested_val_dataloaders(trainer: Trainer) -> Any:
     ``val_dataloader`` may draw random numbers, so Lightning must still call it at its own time.
     """
     owner = getattr(trainer, "datamodule", None) or trainer.lightning_module
-    with random_state(holder=owner), unchanged(owner):
-        source = getattr(trainer.fit_loop.epoch_loop.val_loop, "_data_source", None)
-        if source is not None:
-            return source.dataloader()
-        return owner.val_dataloader()
+    source = getattr(trainer.fit_loop.epoch_loop.val_loop, "_data_source", None)
+    name = getattr(source, "name", "val_dataloader")
+    owner = owner if source is None else source.instance
+    with random_state():
+        return getattr(Doubles((owner,)).of(owner), name)() if hasattr(owner, name) else owner
 
 
 def _leaves(loaders: Any) -> list[Any]:
@@ -79,36 +119,6 @@ def _leaves(loaders: Any) -> list[Any]:
     dataset = getattr(loaders, "dataset", None)
     empty = loaders is None or (isinstance(dataset, Sized) and not len(dataset))
     return [] if empty else [loaders]
-
-
-@contextmanager
-def validating(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Let the transfer hooks see a validation, and keep nothing of what they change.
-
-    Many augment where the trainer or the module is training.
-    """
-    stage, datamodule = trainer.state.stage, getattr(trainer, "datamodule", None)
-    try:
-        if trainer.training:
-            trainer.validating = True
-        with evaluating(pl_module), unchanged(datamodule) if datamodule else nullcontext():
-            yield
-    finally:
-        trainer.state.stage = stage
-
-
-@contextmanager
-def without_logging(pl_module: LightningModule) -> Iterator[None]:
-    """Let ``self.log`` in a forward of ours do nothing: it would mix our samples into the user's metrics."""
-    names = vars(pl_module)
-    own = {name: names[name] for name in ("log", "log_dict") if name in names}
-    try:
-        names["log"] = names["log_dict"] = lambda *args, **options: None
-        yield
-    finally:
-        for name in ("log", "log_dict"):
-            del names[name]
-        names.update(own)
 
 
 def stops_here(trainer: Trainer) -> bool:

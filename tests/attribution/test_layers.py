@@ -1,5 +1,7 @@
 """Names to modules, and the automatic choice on every kind of torchvision CNN."""
 
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -14,6 +16,7 @@ from lightning_gradcam import Batch, gradcam
 from lightning_gradcam.attribution.choice import choose_layer, locate_layers
 from lightning_gradcam.attribution.layers import check_layers, find_layer
 from lightning_gradcam.attribution.layout import Tokens, channels_first
+from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import label, predicted
 
 
@@ -112,8 +115,11 @@ CNNS = {
 
 
 def choose(model, images, target=predicted):
-    name, layout, reason = choose_layer(model, Batch(images), lambda batch: model(batch.images), target)
-    return name, layout, reason
+    return choose_for(model, Batch(images), lambda model, batch: model(batch.images), target)
+
+
+def choose_for(model, batch, forward, target):
+    return StandIn(model).look(lambda model: choose_layer(model, batch, partial(forward, model), target))
 
 
 @pytest.mark.parametrize("name", CNNS)
@@ -343,7 +349,7 @@ def test_samples_without_a_score_do_not_hide_the_layer(empty):
     labels[empty] = 0
     model = Net(lambda net, images: net.head(net.stem(images).mean((2, 3))))
     batch = Batch(torch.rand(2, 3, 32, 32), labels)
-    assert choose_layer(model, batch, lambda batch: model(batch.images), label)[0] == "stem"
+    assert choose_for(model, batch, lambda model, batch: model(batch.images), label)[0] == "stem"
 
 
 def test_a_wrapper_that_hands_on_attributes_of_a_compiled_model():
@@ -378,7 +384,7 @@ def test_images_among_the_inputs():
     model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     images = torch.rand(2, 3, 32, 32)
     batch = Batch(images / 2, torch.eye(2), inputs={"pixels": images, "words": torch.ones(2, dtype=torch.long)})
-    name, _, reason = choose_layer(model, batch, lambda batch: model(batch.inputs["pixels"]), label)
+    name, _, reason = choose_for(model, batch, lambda model, batch: model(batch.inputs["pixels"]), label)
     assert name == "1"
     assert "all paths" in reason
 
@@ -429,11 +435,14 @@ def test_of_large_images_one_is_enough(side, samples):
     model = nn.Sequential(nn.Conv2d(1, 4, 16, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     batch = Batch(torch.rand(4, 1, side, 2 * side))
 
-    def forward(batch):
-        seen.append(len(batch.images))
-        return model(batch.images)
+    def look(model):
+        def forward(batch):
+            seen.append(len(batch.images))
+            return model(batch.images)
 
-    locate_layers(model, (), None, batch, forward, predicted)
+        locate_layers(model, (), None, batch, forward, predicted)
+
+    StandIn(model).look(look)
     assert seen == [samples]
 
 

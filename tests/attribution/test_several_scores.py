@@ -50,7 +50,7 @@ def test_one_forward_and_a_backward_a_score(net, images):
             backwards.append(1)
             return gradient
 
-    seen = capture(net, {"4": net[4]}, lambda: Counting.apply(net(images)), lambda output: output)
+    seen = capture({"4": net[4]}, lambda: Counting.apply(net(images)), lambda output: output)
     assert seen.gradients["4"].shape == (CLASSES, 4, 8, 8, 8)
     assert (len(forwards), len(backwards)) == (1, CLASSES)
 
