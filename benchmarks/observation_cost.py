@@ -104,7 +104,7 @@ class Classifier(LightningModule):
 
 
 def ours(
-    session: Session, observer: Observer, plain_observer: Observer, trainer: Trainer, module: Classifier
+    session: Session, observers: tuple[Observer, Observer], trainer: Trainer, module: Classifier
 ) -> dict[str, float]:
     """One observation as the callback makes it, and one by its parts."""
     clock, step, moment = Clock(), trainer.global_step, Moment(0, True)
@@ -115,9 +115,9 @@ def ours(
     probe = session.probe
     assert probe is not None
     with clock("capture"):
-        plain_observer.look(probe)
+        observers[0].look(probe)
     with clock("capture with floor"):
-        seen = observer.look(probe)
+        seen = observers[1].look(probe)
     with clock("metrics"):
         measured = history.measure(seen.maps, seen.shifted, seen.prediction, probe.regions, (), seen.target_classes)
         history.add(measured, seen.maps, seen.prediction, moment, seen.target_classes)
@@ -191,16 +191,15 @@ class Measure(Callback):
         assert isinstance(pl_module, Classifier)
         assert isinstance(trainer.logger, TensorBoardLogger)
         ways = {
-            "ours": lambda: ours(self.session, *observers, trainer, pl_module),
+            "ours": lambda: ours(self.session, observers, trainer, pl_module),
             "figure": lambda: plain(figure, "plain/figure", trainer, pl_module),
             "make_grid": lambda: plain(image_grid, "plain/make_grid", trainer, pl_module),
         }
         self.session.observe(trainer, pl_module, 0, Moment(-1, False), log_numbers_directly)  # as before training
         settings, probe = self.session.settings, self.session.probe
         assert probe is not None
-        observers = [
-            Observer(trainer, pl_module, one) for one in (settings, replace(settings, drift=Drift(noise_floor=False)))
-        ]
+        without_floor = replace(settings, drift=Drift(noise_floor=False))
+        observers = Observer(trainer, pl_module, without_floor), Observer(trainer, pl_module, settings)
         for observer in observers:
             observer.look(probe)  # the first of a run finds out more
         shuffle = random.Random(0).shuffle
@@ -260,7 +259,9 @@ def table(seconds: dict[str, list[dict[str, float]]]) -> str:
     for title, parts in rows.items():
         sums = {way: [sum(turn.get(part, 0) for part in parts) for turn in turns] for way, turns in seconds.items()}
         times = [f"{median(values) * 1000:.1f}" if any(values) else "" for values in sums.values()]
-        ratios = [ratio(sums[way], sums["ours"]) if any(sums[way]) else "" for way in ("figure", "make_grid")]
+        both = [any(sums[way]) and any(sums["ours"]) for way in ("figure", "make_grid")]
+        ways = zip(("figure", "make_grid"), both, strict=True)
+        ratios = [ratio(sums[way], sums["ours"]) if has else "" for way, has in ways]
         lines.append(f"| {' | '.join([title, *times, *ratios])} |")
     return "\n".join(lines)
 

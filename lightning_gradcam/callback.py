@@ -207,6 +207,9 @@ class GradCAMCallback(Callback):
         if stage == "fit":
             self._fitted_by, self._fitted = id(trainer), id(pl_module)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._session.release()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._session.restored = state_dict
 

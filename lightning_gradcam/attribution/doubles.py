@@ -32,7 +32,7 @@ from lightning_gradcam.attribution.isolation import GENERATORS
 
 _ROOM = 1 << 24  # bytes of tensors and arrays to copy; what finds no more room is shared
 _MANY = 10_000  # items: what a larger container holds is shared
-_LEAVES = {int, float, complex, bool, str, bytes, type(None), type, BuiltinFunctionType, ModuleType}
+_LEAVES = {int, float, complex, bool, str, bytes, type(None), type, ModuleType}
 _LEAVES |= {torch.dtype, torch.device, torch.Size}
 _DICTS = (dict, OrderedDict, defaultdict, Counter)
 _LISTS = (list, set, deque)
@@ -374,6 +374,10 @@ class Doubles:
             return value
         return self._instead_of(value.__self__).get(value.__func__.__name__) or MethodType(value.__func__, owner)
 
+    def _builtin_method(self, value: BuiltinFunctionType) -> Any:
+        owner = self.of(value.__self__)  # such as the list of an `append`, or a module of a plain function
+        return value if owner is value.__self__ else getattr(owner, value.__name__)
+
     def _reference(self, value: weakref.ref[Any]) -> weakref.ref[Any]:
         target = value()
         double = self.of(target)
@@ -428,8 +432,14 @@ def _way_to_refer(kind: type) -> Callable[[Doubles, Any], Any] | None:
         return Doubles._wrapper
     if issubclass(kind, tuple):
         return Doubles._tuple
-    ways = {partial: Doubles._partial, MethodType: Doubles._method, weakref.ref: Doubles._reference}
-    return Doubles._function if kind is FunctionType else ways.get(kind)
+    ways: dict[type, Callable[[Doubles, Any], Any]] = {
+        partial: Doubles._partial,
+        FunctionType: Doubles._function,
+        MethodType: Doubles._method,
+        BuiltinFunctionType: Doubles._builtin_method,
+        weakref.ref: Doubles._reference,
+    }
+    return ways.get(kind)
 
 
 @lru_cache(4096)

@@ -146,6 +146,10 @@ class Session:
             numbers = {f"{self.settings.prefix}/guided_seconds": perf_counter() - started}
             log_numbers_directly(trainer, pl_module, numbers, step)
 
+    def release(self) -> None:
+        """Let go of the trainer and the module."""
+        self._observer = None
+
     def state(self) -> dict[str, Any]:
         """Plain values and tensors, for a checkpoint."""
         if self.probe is None:
