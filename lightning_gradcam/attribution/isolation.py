@@ -48,7 +48,7 @@ def random_state(seed: int | None = None, holder: Any = None) -> Iterator[None]:
                 restore()
 
 
-GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+GENERATORS = (torch.Generator, np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random)
 _LEAVES = (str, bytes, int, float, complex, type(None), torch.Tensor, np.ndarray, type, ModuleType)
 
 
@@ -99,14 +99,18 @@ def seed_generator(generator: Any, seed: int) -> None:
     if isinstance(generator, torch.Generator):
         generator.manual_seed(seed)
     elif isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = type(generator.bit_generator)(seed).state
+        seed_generator(generator.bit_generator, seed)
+    elif isinstance(generator, np.random.BitGenerator):
+        generator.state = type(generator)(seed).state
     else:
         generator.seed(seed)
 
 
 def _restorer(generator: Any) -> Callable[[], object]:
     if isinstance(generator, np.random.Generator):
-        return partial(setattr, generator.bit_generator, "state", generator.bit_generator.state)
+        generator = generator.bit_generator
+    if isinstance(generator, np.random.BitGenerator):
+        return partial(setattr, generator, "state", generator.state)
     if isinstance(generator, (torch.Generator, np.random.RandomState)):
         return partial(generator.set_state, generator.get_state())
     return partial(generator.setstate, generator.getstate())

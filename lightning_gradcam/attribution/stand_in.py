@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import lru_cache
+from time import perf_counter
 from typing import Any, TypeVar
 
 import torch
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_gradcam.attribution.doubles import Doubles, NoShapeError
+from lightning_gradcam.attribution.doubles import Doubles
 from lightning_gradcam.attribution.isolation import random_state, seed_generator
+from lightning_gradcam.attribution.memory import NoShapeError
 
 _T = TypeVar("_T")
+_CHEAP = 0.02  # of a look's time: for so much it is watched also when the first ones have found nothing
+_SECONDS_OF_CALL, _SECONDS_OF_OPERATION = 4e-6, 2e-5  # what it takes to watch one
 
 
 class NoStandInError(ValueError):
@@ -43,7 +47,7 @@ class StandIn:
         model: nn.Module,
         *others: Any,
         known: Sequence[tuple[Any, Any]] = (),
-        instead: Mapping[tuple[type, str], Callable[..., Any]] = {},
+        before_look: Callable[[], object] | None = None,
         kept: bool = False,
     ) -> None:
         """Make none yet; the first look does.
@@ -52,17 +56,18 @@ class StandIn:
             model: The model.
             *others: Objects of which doubles are made as well.
             known: See :class:`~lightning_gradcam.attribution.doubles.Doubles`.
-            instead: See there.
+            before_look: Brings the doubles that are known up to date.
             kept: Whether it is for many looks. Then the first finds out what the forward writes to, which takes time;
                 else a forward that writes to a parameter is warned of.
         """
         self._model = model
         self._others = others
         self._known = known
-        self._instead = instead
+        self._before_look = before_look
         self._kept = kept
         self._copied: list[Any] = []
         self._doubles: Doubles | None = None
+        self._watches = True
 
     def of(self, value: Any) -> Any:
         """What stands for a part of the model, or for a function that refers to one, within a look."""
@@ -87,47 +92,135 @@ class StandIn:
             NoStandInError: If the forward calls a part of the model itself, which it reaches by another way than
                 attributes, containers, methods and closures.
         """
+        if self._before_look is not None:
+            self._before_look()
         with torch.inference_mode(False):  # what was made in inference mode could take no part in a graph
             while True:
-                fresh = self._doubles is None or not self._doubles.refresh()
-                doubles = self._make() if fresh else self._doubles
-                assert doubles is not None
+                doubles = self._current()
                 try:
-                    with self._around(doubles, fresh):
-                        return run(doubles.of(self._model))
+                    return self._watched(doubles, run)
                 except _WrittenError as error:
                     self._copied.append(error.tensor)
                 except ValueError as error:
-                    if not doubles.read_only or "read-only" not in str(error):
+                    if not doubles.memory.read_only or "read-only" not in str(error):
                         raise
-                    self._copied.extend(doubles.read_only)
+                    self._copied.extend(doubles.memory.read_only)
+                finally:
+                    doubles.restart()
                 self._doubles = None
 
-    def _make(self) -> Doubles:
-        roots, name = (self._model, *self._others), type(self._model).__name__
+    def _current(self) -> Doubles:
+        """The doubles as the model is now."""
         try:
-            self._doubles = Doubles(roots, self._model, self._known, self._instead, self._copied, self._kept)
+            if self._doubles is None or not self._doubles.refresh():
+                roots, self._watches = (self._model, *self._others), True
+                self._doubles = Doubles(roots, self._model, self._known, self._copied, self._kept)
         except NoShapeError as error:
+            name = type(self._model).__name__
             raise ValueError(f"{name} has layers without a shape; run it once on a batch before") from error
         except Exception as error:
+            name = type(self._model).__name__
             raise NoStandInError(f"no stand-in can be made for {name}: {type(error).__name__}: {error}") from error
         return self._doubles
 
-    @contextmanager
-    def _around(self, doubles: Doubles, fresh: bool) -> Iterator[None]:
+    def _watched(self, doubles: Doubles, run: Callable[[Any], _T]) -> _T:
+        watch, model = _Watch(doubles), doubles.of(self._model)
+        writes = (self._kept and self._watches) or bool(doubles.memory.shared_state)
         for generator in doubles.generators:
             seed_generator(generator, 0)
         with ExitStack() as stack:
             stack.enter_context(random_state(seed=0))
             stack.enter_context(_eager())
             stack.enter_context(_frozen(doubles.undoubled_parameters))
-            if fresh:
-                stack.enter_context(_guarding(doubles.originals))
-                if not self._kept:
-                    stack.enter_context(_watching([parameter for parameter, _ in doubles.parameters]))
-            if doubles.shared_state or (fresh and self._kept):
-                stack.enter_context(_Guard(doubles.shared()))
+            if doubles.have_own_eval:
+                with watch:
+                    model.train(False)
+            stack.enter_context(watch.calls_of_originals() if self._watches else nullcontext())
+            stack.enter_context(watch if writes else nullcontext())
+            before, started = doubles.memory.versions(), perf_counter()
+            try:
+                result = run(model)
+            finally:
+                if watch.found is not None:  # whatever the forward has made of it
+                    raise watch.found
+            if self._watches and watch.calls:
+                self._watches = watch.seconds < _CHEAP * (perf_counter() - started)
+        if doubles.memory.versions() != before:
+            self._watches = True
+            warnings.warn(
+                "the forward writes to the model's parameters, also in eval mode, so this look has changed them",
+                stacklevel=3,
+            )
+        return result
+
+
+class _Watch(TorchDispatchMode):
+    """Stops a forward that calls an original, or is about to write to memory of the model.
+
+    Attributes:
+        calls: How many modules have been called.
+        found: What is wrong, if something is.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, doubles: Doubles) -> None:
+        super().__init__()
+        self.calls = 0
+        self.found: Exception | None = None
+        self._operations = 0
+        self._doubles = doubles
+        self._shared: dict[int, Tensor] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """What it has taken, about."""
+        return self.calls * _SECONDS_OF_CALL + self._operations * _SECONDS_OF_OPERATION
+
+    @contextmanager
+    def calls_of_originals(self) -> Iterator[None]:
+        """Stop the call of an original."""
+        handle = register_module_forward_pre_hook(self._check)
+        try:
             yield
+        finally:
+            handle.remove()
+
+    def _check(self, module: nn.Module, args: Any) -> None:
+        self.calls += 1
+        if id(module) in self._doubles.originals:
+            self.found = NoStandInError(
+                f"the forward calls a {type(module).__name__} of the model by a way that leads past its stand-in, such "
+                "as a global variable or a class attribute, so a look would leave traces in the run; let the modules "
+                "reach one another by their attributes"
+            )
+            raise self.found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._operations += 1
+        kwargs = kwargs or {}
+        for place, name in _written_arguments(func):
+            value = args[place] if place < len(args) else kwargs.get(name)
+            for tensor in value if isinstance(value, (list, tuple)) else [value]:
+                if type(tensor) in (Tensor, nn.Parameter):
+                    self._check_write(tensor)
+        return func(*args, **kwargs)
+
+    def _check_write(self, tensor: Tensor) -> None:
+        if self._shared is None:
+            self._shared = self._doubles.memory.shared()
+        original = self._shared.get(tensor.untyped_storage().data_ptr())
+        if original is not None:
+            self.found = _WrittenError(original)
+            raise self.found
+
+
+@lru_cache(4096)
+def _written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
+    """The arguments that an operation writes to: place and name."""
+    schema = getattr(func, "_schema", None)
+    arguments = schema.arguments if schema is not None and schema.is_mutable else ()
+    return tuple((i, one.name) for i, one in enumerate(arguments) if one.alias_info and one.alias_info.is_write)
 
 
 @contextmanager
@@ -141,66 +234,6 @@ def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _watching(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Warn where a parameter is written to."""
-    before = [parameter._version for parameter in parameters]
-    yield
-    if before != [parameter._version for parameter in parameters]:
-        warnings.warn(
-            "the forward writes to the model's parameters, also in eval mode, so this call has changed them",
-            stacklevel=2,
-        )
-
-
-@contextmanager
-def _guarding(originals: Mapping[int, Any]) -> Iterator[None]:
-    """Refuse the call of an original."""
-
-    def check(module: nn.Module, args: Any) -> None:
-        if id(module) in originals:
-            raise NoStandInError(
-                f"the forward calls a {type(module).__name__} of the model by a way that leads past its stand-in, such "
-                "as a global variable, a class attribute or a weak proxy, so a look would leave traces in the run; let "
-                "the modules reach one another by their attributes"
-            )
-
-    handle = register_module_forward_pre_hook(check)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-class _Guard(TorchDispatchMode):
-    """Raises before a tensor is written to whose memory belongs to the model."""
-
-    supports_higher_order_operators = True
-
-    def __init__(self, shared: Mapping[int, Tensor]) -> None:
-        super().__init__()
-        self.shared = shared
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        for place, name in _written_arguments(func):
-            value = args[place] if place < len(args) else kwargs.get(name)
-            for tensor in value if isinstance(value, (list, tuple)) else [value]:
-                if type(tensor) in (Tensor, nn.Parameter):
-                    original = self.shared.get(tensor.untyped_storage().data_ptr())
-                    if original is not None:
-                        raise _WrittenError(original)
-        return func(*args, **kwargs)
-
-
-@lru_cache(None)
-def _written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
-    """The arguments that an operation writes to: place and name."""
-    schema = getattr(func, "_schema", None)
-    arguments = schema.arguments if schema is not None and schema.is_mutable else ()
-    return tuple((i, one.name) for i, one in enumerate(arguments) if one.alias_info and one.alias_info.is_write)
 
 
 def _eager() -> AbstractContextManager[Any]:

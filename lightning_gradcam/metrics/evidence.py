@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from math import isfinite
+
 from torch import Tensor
+
+_REASONS = {
+    "not finite": "NaN or infinite: activations or gradients overflow; try another precision",
+    "zero": "zero everywhere: no gradient reaches the layer, as behind dead units or a target without effect",
+    "negative": "empty: all of the layer's evidence is against the target, as is common before and early in training",
+    "constant": "constant: the layer's output does not vary over the image, so another layer may tell more",
+}
 
 
 def strength(maps: Tensor) -> Tensor:
@@ -25,28 +35,25 @@ def empty(maps: Tensor) -> Tensor:
     return (maps <= 0).all(2).all(1)
 
 
+def unreadable(maps: Tensor) -> list[str]:
+    """Why each map ``(n, h, w)`` cannot be read: not finite, zero, negative or constant; empty where it can."""
+    lowest, highest = maps.flatten(1).aminmax(dim=1)  # a NaN is both
+    return [_why(least, most) for least, most in zip(lowest.tolist(), highest.tolist(), strict=True)]
+
+
+def _why(least: float, most: float) -> str:
+    if not (isfinite(least) and isfinite(most)):
+        return "not finite"
+    if most <= 0:
+        return "negative" if least < 0 else "zero"
+    return "constant" if least == most else ""
+
+
 def explain_empty_maps(maps: Tensor) -> dict[str, str]:
     """Why some of the maps ``(n, h, w)`` cannot be read, and what the likely reason is, by kind."""
-    flat = maps.flatten(1)
-    finite = flat.isfinite().all(1)
-    zero = (flat == 0).all(1)
-    kinds = {
-        "not finite": (~finite, "NaN or infinite: activations or gradients overflow; try another precision"),
-        "zero": (
-            zero,
-            "zero everywhere: no gradient reaches the layer, as behind dead units or a target without effect",
-        ),
-        "negative": (
-            finite & ~zero & (flat <= 0).all(1),
-            "empty: all of the layer's evidence is against the target, as is common before and early in training",
-        ),
-        "constant": (
-            finite & (flat > 0).all(1) & (flat == flat[:, :1]).all(1),
-            "constant: the layer's output does not vary over the image, so another layer may tell more",
-        ),
-    }
+    found = Counter(unreadable(maps))
     return {
-        kind: f"the maps of {int(which.sum())} of {len(maps)} samples are {reason}."
-        for kind, (which, reason) in kinds.items()
-        if which.any()
+        kind: f"the maps of {found[kind]} of {len(maps)} samples are {reason}."
+        for kind, reason in _REASONS.items()
+        if found[kind]
     }

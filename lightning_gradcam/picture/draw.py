@@ -10,6 +10,7 @@ from PIL.ImageFont import FreeTypeFont
 from torch import Tensor
 
 from lightning_gradcam.attribution.regions import outline_boxes
+from lightning_gradcam.metrics.evidence import unreadable
 from lightning_gradcam.picture.overlay import AGAINST, colors
 from lightning_gradcam.picture.text import fit
 
@@ -60,13 +61,12 @@ def draw_note(
     draw.text(middle, fit(note, letters, size[0]), "white", letters, "mm", stroke_width=2, stroke_fill="black")
 
 
-def why_unreadable(signed: Tensor) -> str:
-    """Why a map ``(h, w)`` cannot be drawn or read; empty where it can."""
-    if not signed.isfinite().all():
-        return "not finite"
-    if not (signed > 0).any():
-        return "map empty"
-    return "map constant" if signed.numel() > 1 and (signed == signed.flatten()[0]).all() else ""
+def notes(maps: Tensor) -> list[str]:
+    """Why each map ``(n, h, w)`` cannot be drawn or read; empty where it can."""
+    said = {"not finite": "not finite", "zero": "map empty", "negative": "map empty"}
+    if maps[0].numel() > 1:
+        said["constant"] = "map constant"
+    return [said.get(why, "") for why in unreadable(maps)]
 
 
 def draw_foot(

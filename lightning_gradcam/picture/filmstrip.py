@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from PIL.ImageFont import FreeTypeFont
 from torch import Tensor
 
 from lightning_gradcam.picture.draw import (
@@ -26,8 +25,8 @@ from lightning_gradcam.picture.draw import (
     draw_foot,
     draw_gauge,
     draw_note,
+    notes,
     tile_size,
-    why_unreadable,
 )
 from lightning_gradcam.picture.overlay import overlay, strongest
 from lightning_gradcam.picture.text import fit, load_font
@@ -74,96 +73,157 @@ def frame_maps(maps: Tensor) -> Tensor:
 
 def shown_frames(frames: Sequence[Frame]) -> list[int]:
     """Which frames to show: the first, the last, and others evenly spaced between, at most :data:`COLUMNS`."""
-    return torch.linspace(0, len(frames) - 1, min(COLUMNS, len(frames))).round().int().unique().tolist()
+    gaps = min(COLUMNS, len(frames)) - 1
+    return sorted({round(i * (len(frames) - 1) / gaps) for i in range(gaps + 1)} if gaps else {0})
 
 
-def filmstrip(
-    photos: Tensor,
-    frames: Sequence[Frame],
-    drift_from_reference: Tensor,
-    titles: Sequence[str],
-    class_names: Sequence[str],
-    regions: Mapping[str, Tensor],
-    peak: Tensor,
-    key: str,
-    reference_run: tuple[str, Frame] | None = None,
-    *,
-    scale: str = "sample",
-    colormap: str = "turbo",
-    font: str | Path | None = None,
-) -> Image.Image:
-    """Draw the run so far.
+@dataclass(frozen=True)
+class _Column:
+    """A column that has been drawn.
 
-    Args:
-        photos: Grey, ``(r, H, W)`` in [0, 1].
-        frames: The observations that the run has kept.
-        drift_from_reference: ``(r,)``, how far each sample has moved; of more than three the largest three are marked.
-        titles: What each sample is called.
-        class_names: The name of each class; indices are shown where there are none.
-        regions: As in :class:`~lightning_gradcam.attribution.batch.Batch`, outlined on the photo at the left.
-        peak: ``(r,)``, the largest value of each sample's maps in the run.
-        key: The line at the foot.
-        reference_run: What another run is called and saw last: the last column.
-        scale: ``"sample"``: each map by its own maximum, with a gauge of that against the peak at the tile's edge;
-            ``"run"``: each by the sample's peak.
-        colormap: A key of :data:`~lightning_gradcam.picture.overlay.COLORMAPS`.
-        font: A TrueType file; ``None`` for the package's own.
-
-    Returns:
-        A picture of at most 1,000 pixels in width, whatever the number of observations.
+    Attributes:
+        frame: What it shows.
+        unit: By what each map is drawn; ``None``: by its own maximum.
+        picture: The tiles, with what the model said under each.
+        strongest: The largest positive value of each map; ``None`` where it cannot be read.
     """
-    r = len(photos)
-    rows_columns = tile_size(photos, _TILE, least=8)
-    size = rows_columns[1], rows_columns[0]
-    # The head of each column, its frame, and the scale of its maps, which in another run is another.
-    shown: list[tuple[str, Frame, Tensor | None]] = []
-    for frame in (frames[i] for i in shown_frames(frames)):
-        shown.append(("start" if frame.epoch < 0 else f"epoch {frame.epoch}", frame, peak))
-    if reference_run is not None:
-        shown.append((*reference_run, None))
-    across, down = max(size[0], _TILE // 2) + GUTTER, size[1] + _BAR + GUTTER
-    spark = GUTTER + (1 + len(shown)) * across
-    canvas = Image.new("RGB", (spark + _SPARK + GUTTER, LINE + r * down + LINE), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    letters = load_font(font, _SMALL)
 
-    for column, head in enumerate(["", *(head for head, *_ in shown), "drift, from 0 to 1"]):
-        room = across - GUTTER if column <= len(shown) else _SPARK
-        draw.text((GUTTER + column * across, LINE // 2), fit(head, letters, room), INK, letters, "lm")
-    marked = drift_from_reference.nan_to_num(0).topk(_MARKED).indices.tolist() if r > _MARKED else []
+    frame: Frame
+    unit: list[float] | None
+    picture: Image.Image
+    strongest: list[float | None]
 
-    # The photo, then the columns: uint8 (1 + columns, r, height, width, 3).
-    bare = torch.zeros(r, 1, 1)
-    strips = [overlay(photos, bare, rows_columns, colormap)]
-    strips += [
-        overlay(photos, frame.maps, rows_columns, colormap, unit if scale == "run" else None)
-        for _, frame, unit in shown
-    ]
-    boxes = boxes_on_tiles(regions, photos, rows_columns)
-    drifts = torch.stack([frame.drift for frame in frames], 1)
-    for row in range(r):
-        top = LINE + row * down
-        color = _MARK if row in marked else INK
-        for column, strip in enumerate(strips):
-            canvas.paste(Image.fromarray(strip[row].numpy()), (GUTTER + column * across, top))
-        for box in boxes:
-            draw_box(draw, box[row].tolist(), (GUTTER, top))
-        _draw_bar(draw, letters, titles[row], color, (GUTTER, top + size[1]), across - GUTTER)
+
+class Filmstrip:
+    """Draws a run so far, as often as it goes on; a column is drawn once."""
+
+    def __init__(
+        self,
+        photos: Tensor,
+        titles: Sequence[str],
+        class_names: Sequence[str],
+        regions: Mapping[str, Tensor],
+        key: str,
+        *,
+        scale: str = "sample",
+        colormap: str = "turbo",
+        font: str | Path | None = None,
+    ) -> None:
+        """Draw what stays.
+
+        Args:
+            photos: Grey, ``(r, H, W)`` in [0, 1].
+            titles: What each sample is called.
+            class_names: The name of each class; indices are shown where there are none.
+            regions: As in :class:`~lightning_gradcam.attribution.batch.Batch`, outlined on the photo at the left.
+            key: The line at the foot.
+            scale: ``"sample"``: each map by its own maximum, with a gauge of that against the peak at the tile's edge;
+                ``"run"``: each by the sample's peak.
+            colormap: A key of :data:`~lightning_gradcam.picture.overlay.COLORMAPS`.
+            font: A TrueType file; ``None`` for the package's own.
+        """
+        self._photos, self._titles, self._class_names = photos, titles, class_names
+        self._key, self._scale, self._colormap = key, scale, colormap
+        self._letters, self._foot = load_font(font, _SMALL), load_font(font, TEXT)
+        self._height, self._tile_width = tile_size(photos, _TILE, least=8)
+        self._width = max(self._tile_width, _TILE // 2)
+        self._down = self._height + _BAR + GUTTER
+        self._drawn: dict[int, _Column] = {}
+        self._samples, draw = self._tiles(torch.zeros(len(photos), 1, 1))
+        for boxes in boxes_on_tiles(regions, photos, (self._height, self._tile_width)):
+            for row, box in enumerate(boxes.tolist()):
+                draw_box(draw, box, (0, row * self._down))
+
+    def draw(
+        self,
+        frames: Sequence[Frame],
+        drift_from_reference: Tensor,
+        peak: Tensor,
+        reference_run: tuple[str, Frame] | None = None,
+    ) -> Image.Image:
+        """Draw the run so far.
+
+        Args:
+            frames: The observations that the run has kept.
+            drift_from_reference: ``(r,)``, how far each sample has moved; of more than three the largest three are
+                marked.
+            peak: ``(r,)``, the largest value of each sample's maps in the run.
+            reference_run: What another run is called and saw last: the last column.
+
+        Returns:
+            A picture of at most 1,000 pixels in width, whatever the number of observations.
+        """
+        # The head of each column, its frame, and the scale of its maps, which in another run is another.
+        shown: list[tuple[str, Frame, list[float] | None]] = []
+        for frame in (frames[i] for i in shown_frames(frames)):
+            shown.append(("start" if frame.epoch < 0 else f"epoch {frame.epoch}", frame, peak.tolist()))
+        if reference_run is not None:
+            shown.append((*reference_run, None))
+        across = self._width + GUTTER
+        spark = GUTTER + (1 + len(shown)) * across
+        canvas = Image.new("RGB", (spark + _SPARK + GUTTER, LINE + len(self._photos) * self._down + LINE), PAPER)
+        draw = ImageDraw.Draw(canvas)
+        for column, head in enumerate(["", *(head for head, *_ in shown), "drift, from 0 to 1"]):
+            room = self._width if column <= len(shown) else _SPARK
+            draw.text((GUTTER + column * across, LINE // 2), fit(head, self._letters, room), INK, self._letters, "lm")
+        canvas.paste(self._samples, (GUTTER, LINE))
         for column, (_, frame, unit) in enumerate(shown, 1):
-            corner = GUTTER + column * across, top
-            note = why_unreadable(frame.maps[row])
-            if note:
-                draw_note(draw, letters, note, corner, size)
-            elif scale == "sample" and unit is not None:
-                draw_gauge(draw, float(strongest(frame.maps[row : row + 1]) / unit[row]), corner, size)
-            name, verdict = _verdict(frame, row, class_names)
-            _draw_bar(draw, letters, name, verdict, (corner[0], top + size[1]), across - GUTTER)
-        _draw_spark(draw, drifts[row], color, (spark, top), (_SPARK - GUTTER, size[1]))
-        if not drift_from_reference[row].isnan():
-            text = f"{drift_from_reference[row]:.2f} from reference"
-            draw.text((spark, top + size[1] + _BAR // 2), text, color, letters, "lm")
-    draw_foot(canvas, draw, load_font(font, TEXT), key, colormap)
-    return canvas
+            self._paste(canvas, draw, GUTTER + column * across, self._column(frame, unit), unit)
+        self._draw_drift(draw, spark, torch.stack([frame.drift for frame in frames], 1), drift_from_reference)
+        draw_foot(canvas, draw, self._foot, self._key, self._colormap)
+        kept = {id(frame) for frame in [*frames, *(frame for _, frame, _ in shown)]}
+        self._drawn = {key: column for key, column in self._drawn.items() if key in kept}
+        return canvas
+
+    def _tiles(self, maps: Tensor, unit: Tensor | None = None) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+        """A column of maps over the photos."""
+        size = self._height, self._tile_width
+        column = Image.new("RGB", (self._width, len(maps) * self._down - GUTTER), PAPER)
+        for row, tile in enumerate(overlay(self._photos, maps, size, self._colormap, unit).numpy()):
+            column.paste(Image.fromarray(tile), (0, row * self._down))
+        return column, ImageDraw.Draw(column)
+
+    def _column(self, frame: Frame, unit: list[float] | None) -> _Column:
+        by = unit if self._scale == "run" else None
+        column = self._drawn.get(id(frame))
+        if column is None or column.unit != by:
+            picture, draw = self._tiles(frame.maps, None if by is None else torch.tensor(by))
+            values: list[float | None] = strongest(frame.maps).tolist()
+            for row, note in enumerate(notes(frame.maps)):
+                top = row * self._down
+                if note:
+                    values[row] = None
+                    draw_note(draw, self._letters, note, (0, top), (self._tile_width, self._height))
+                name, verdict = _verdict(frame, row, self._class_names)
+                self._draw_bar(draw, name, verdict, (0, top + self._height))
+            column = self._drawn[id(frame)] = _Column(frame, by, picture, values)
+        return column
+
+    def _paste(
+        self, canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, column: _Column, unit: list[float] | None
+    ) -> None:
+        """Put a column in its place, with the gauges, which change with the peak."""
+        canvas.paste(column.picture, (left, LINE))
+        for row, value in enumerate(column.strongest):
+            if value is not None and unit is not None and self._scale == "sample":
+                draw_gauge(draw, value / unit[row], (left, LINE + row * self._down), (self._tile_width, self._height))
+
+    def _draw_drift(self, draw: ImageDraw.ImageDraw, left: int, drifts: Tensor, from_reference: Tensor) -> None:
+        """The samples' names at the left, and at the right how each has moved; those that moved most in a colour."""
+        moved = from_reference.nan_to_num(0).topk(_MARKED).indices.tolist() if len(drifts) > _MARKED else []
+        for row, value in enumerate(from_reference.tolist()):
+            top, color = LINE + row * self._down, _MARK if row in moved else INK
+            self._draw_bar(draw, self._titles[row], color, (GUTTER, top + self._height))
+            _draw_spark(draw, drifts[row], color, (left, top), (_SPARK - GUTTER, self._height))
+            if not math.isnan(value):
+                middle = left, top + self._height + _BAR // 2
+                draw.text(middle, f"{value:.2f} from reference", color, self._letters, "lm")
+
+    def _draw_bar(self, draw: ImageDraw.ImageDraw, text: str, color: str, corner: tuple[int, int]) -> None:
+        left, top = corner
+        draw.rectangle((left, top, left + self._width - 1, top + _BAR - 1), fill=color)
+        text = fit(text, self._letters, self._width - 4)
+        draw.text((left + 2, top + _BAR // 2), text, "white", self._letters, "lm")
 
 
 def _verdict(frame: Frame, row: int, class_names: Sequence[str]) -> tuple[str, str]:
@@ -171,14 +231,6 @@ def _verdict(frame: Frame, row: int, class_names: Sequence[str]) -> tuple[str, s
     index = int(frame.classes[row])
     name = "" if index < 0 else class_names[index] if index < len(class_names) else str(index)
     return name, VERDICT[{1: True, 0: False}.get(int(frame.right[row]))]
-
-
-def _draw_bar(
-    draw: ImageDraw.ImageDraw, letters: FreeTypeFont, text: str, color: str, corner: tuple[int, int], width: int
-) -> None:
-    left, top = corner
-    draw.rectangle((left, top, left + width - 1, top + _BAR - 1), fill=color)
-    draw.text((left + 2, top + _BAR // 2), fit(text, letters, width - 4), "white", letters, "lm")
 
 
 def _draw_spark(

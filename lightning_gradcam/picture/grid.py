@@ -24,8 +24,8 @@ from lightning_gradcam.picture.draw import (
     draw_foot,
     draw_gauge,
     draw_note,
+    notes,
     tile_size,
-    why_unreadable,
 )
 from lightning_gradcam.picture.overlay import gradient_pictures, overlay, strongest
 from lightning_gradcam.picture.text import fit, load_font, printable
@@ -77,7 +77,7 @@ def captions(
     def name(index: float) -> str:
         return class_names[int(index)] if class_names and index in range(len(class_names)) else f"{index:g}"
 
-    result = []
+    result, why = [], notes(maps)
     for i, sample in enumerate(batch.ids or range(len(batch.images))):
         truths = [] if batch.labels is None else _classes_of_label(batch.labels[i])
         title = " ".join([sample_name(sample), "+".join(name(truth) for truth in truths)]).strip()
@@ -98,7 +98,7 @@ def captions(
             words, confidence, right = f"score {i % k + 1}", "", None
         if drift is not None and not drift[i].isnan():
             confidence = f"{confidence} Δ{drift[i]:.2f}".strip()
-        result.append(Caption((title, probability), (words, confidence), right, why_unreadable(maps[i])))
+        result.append(Caption((title, probability), (words, confidence), right, why[i]))
     return result
 
 

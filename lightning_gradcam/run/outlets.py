@@ -21,6 +21,7 @@ from lightning_gradcam.loggers.destinations import (
     write_samples,
 )
 from lightning_gradcam.metrics.evidence import explain_empty_maps
+from lightning_gradcam.picture.filmstrip import Filmstrip
 from lightning_gradcam.picture.text import printable
 from lightning_gradcam.record.record import Writer
 from lightning_gradcam.run.failures import left_out, warn
@@ -36,10 +37,12 @@ class Outlets:
 
     Attributes:
         writer: Of the record; ``None`` where there is to be none.
+        filmstrips: By the prefix of a layer's keys.
     """
 
     def __init__(self, trainer: Trainer, probe: Probe, folder: Path, resumed_record: dict[str, Any] | None) -> None:
         self.writer: Writer | None = None
+        self.filmstrips: dict[str, Filmstrip] = {}
         self._destinations: list[SendPicture] = []
         self._already_logged: set[str] = set()
         if not leaves_nothing(trainer):

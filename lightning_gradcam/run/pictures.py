@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from lightning_gradcam.attribution.guided import guide
-from lightning_gradcam.picture.filmstrip import ROWS, filmstrip
+from lightning_gradcam.picture.filmstrip import ROWS, Filmstrip
 from lightning_gradcam.picture.grid import Caption, captions, grid, tiles
 from lightning_gradcam.run.history import History, Measurement, Moment
 from lightning_gradcam.run.observer import Seen
@@ -54,8 +54,17 @@ class Look:
         return grid(self.probe.photos, maps, captions, self.probe.rows.regions, foot, **look, **options)
 
 
-def layer_pictures(look: Look, history: History) -> Iterator[tuple[str, Image]]:
-    """The grid of each layer and, within a run, the filmstrip of it so far, by full key."""
+def layer_pictures(
+    look: Look, history: History, filmstrips: dict[str, Filmstrip] | None = None
+) -> Iterator[tuple[str, Image]]:
+    """The grid of each layer and, within a run, the filmstrip of it so far, by full key.
+
+    Args:
+        look: The look.
+        history: The run so far.
+        filmstrips: Those of earlier looks, by the prefix of a layer's keys, whose columns need not be drawn again.
+    """
+    filmstrips = {} if filmstrips is None else filmstrips
     probe, display = look.probe, look.probe.settings.display
     style: dict[str, Any] = {"scale": display.scale, "colormap": display.colormap, "font": display.font}
     for prefix, maps in look.seen.maps.items():
@@ -65,19 +74,14 @@ def layer_pictures(look: Look, history: History) -> Iterator[tuple[str, Image]]:
         yield f"{prefix}/grid", look.grid(maps, under, foot, peak=peak, counterfactual=both_sides, **style)
         if look.moment is not None:
             track, reference = history.tracks[prefix], history.reference_run
-            picture = filmstrip(
-                probe.photos[:ROWS],
-                track.frames,
-                look.measured.drift_from_reference[prefix][:ROWS],
-                [caption.sample[0] for caption in under[:ROWS]],
-                probe.class_names or (),
-                {name: region[:ROWS] for name, region in probe.rows.regions.items()},
-                track.peak[:ROWS],
-                key,
-                None if reference is None else (reference.name, reference.frame(prefix)),
-                **style,
-            )
-            yield f"{prefix}/filmstrip", picture
+            if prefix not in filmstrips:
+                titles = [caption.sample[0] for caption in under[:ROWS]]
+                regions = {name: region[:ROWS] for name, region in probe.rows.regions.items()}
+                names = probe.class_names or ()
+                filmstrips[prefix] = Filmstrip(probe.photos[:ROWS], titles, names, regions, key, **style)
+            moved, peak = look.measured.drift_from_reference[prefix][:ROWS], track.peak[:ROWS]
+            beside = None if reference is None else (reference.name, reference.frame(prefix))
+            yield f"{prefix}/filmstrip", filmstrips[prefix].draw(track.frames, moved, peak, beside)
 
 
 def guided_pictures(look: Look, gradients: Tensor) -> Iterator[tuple[str, Image]]:

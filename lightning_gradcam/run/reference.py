@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class ReferenceRun:
     target_classes: Tensor
     classes: Tensor
     right: Tensor
+    _frames: dict[str, Frame] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
     def of(cls, record: Record, prefixes: Sequence[str]) -> ReferenceRun:
@@ -68,6 +69,9 @@ class ReferenceRun:
         return torch.where(other_question, torch.nan, difference)
 
     def frame(self, prefix: str) -> Frame:
-        """Its maps of a layer as a column of the filmstrip."""
-        maps = frame_maps(self.maps[prefix])
-        return Frame(-1, maps, self.classes[:ROWS], self.right[:ROWS], torch.full((len(maps),), torch.nan))
+        """Its maps of a layer as a column of the filmstrip, always the same object."""
+        if prefix not in self._frames:
+            maps = frame_maps(self.maps[prefix])
+            unknown = torch.full((len(maps),), torch.nan)
+            self._frames[prefix] = Frame(-1, maps, self.classes[:ROWS], self.right[:ROWS], unknown)
+        return self._frames[prefix]

@@ -223,7 +223,7 @@ class Session:
         self.outlets.record(trainer, look)
         if step is not None:
             self.outlets.write_axes(trainer, look, step)
-        self.outlets.send_pictures(trainer, layer_pictures(look, self.history), step)
+        self.outlets.send_pictures(trainer, layer_pictures(look, self.history, self.outlets.filmstrips), step)
         if step is not None:
             self.outlets.explain(trainer, look)
             self.outlets.send_samples(trainer, look)

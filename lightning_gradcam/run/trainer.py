@@ -52,16 +52,15 @@ def stand_in_for(trainer: Trainer, pl_module: LightningModule, *others: Any) -> 
         *others: See :class:`~lightning_gradcam.attribution.stand_in.StandIn`.
     """
     silent = copy.copy(trainer)
-    silent.loggers = [DummyLogger() for _ in trainer.loggers]
-    silent.state = copy.copy(trainer.state)
-    if trainer.state.fn == "fit":
-        silent.validating = True
-    instead = {(LightningModule, name): _log_nothing for name in ("log", "log_dict")}
-    return StandIn(pl_module, *others, known=[(trainer, silent)], instead=instead, kept=True)
+    loggers = [DummyLogger() for _ in trainer.loggers]
 
+    def follow() -> None:
+        vars(silent).update(vars(trainer))
+        silent.loggers, silent.state = loggers, copy.copy(trainer.state)
+        if trainer.state.fn == "fit":
+            silent.validating = True
 
-def _log_nothing(*args: Any, **options: Any) -> None:
-    """Take the place of ``self.log``."""
+    return StandIn(pl_module, *others, known=[(trainer, silent)], before_look=follow, kept=True)
 
 
 def transfer(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:

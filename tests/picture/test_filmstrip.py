@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import BEFORE, new, observe
 
-from lightning_gradcam.picture.filmstrip import COLUMNS, ROWS, Frame, filmstrip, frame_maps
+from lightning_gradcam.picture.filmstrip import COLUMNS, ROWS, Filmstrip, Frame, frame_maps
 from lightning_gradcam.run.history import Moment
 
 LEFT = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
@@ -25,7 +25,7 @@ def strip(history, **options):
     moved = torch.linspace(0, 1, n)
     photos = torch.zeros(n, 16, 16)
     titles = [f"#{i}" for i in range(n)]
-    return filmstrip(photos, track.frames, moved, titles, ["cat"], {}, track.peak, "key", **options)
+    return Filmstrip(photos, titles, ["cat"], {}, "key", **options).draw(track.frames, moved, track.peak)
 
 
 @pytest.mark.parametrize("observations", [1, 3, 8, 100])
@@ -91,7 +91,7 @@ def test_the_filmstrip_ends_with_a_column_of_the_reference_run():
 
     def draw(beside):
         photos, moved = torch.full((2, 16, 16), 0.5), torch.zeros(2)
-        return filmstrip(photos, frames, moved, ["a", "b"], (), {}, torch.ones(2), "key", beside)
+        return Filmstrip(photos, ["a", "b"], (), {}, "key").draw(frames, moved, torch.ones(2), beside)
 
     without, beside = draw(None), draw(("strong", theirs))
     assert beside.width - without.width == 84  # a tile and a gutter
@@ -102,3 +102,22 @@ def test_the_filmstrip_ends_with_a_column_of_the_reference_run():
     assert not ours[40:70].any()
     assert column[-15:].all()
     assert not column[:40].any()
+
+
+@pytest.mark.parametrize("scale", ["sample", "run"])
+def test_a_filmstrip_that_goes_on_is_the_one_drawn_at_once(scale):
+    generator = torch.Generator().manual_seed(0)
+    photos, boxes = torch.rand(3, 20, 30, generator=generator), torch.tensor([[2, 2, 12, 12]] * 3)
+
+    def filmstrip():
+        return Filmstrip(photos, ["a", "b", "c"], ["cat"], {"object": boxes}, "key", scale=scale)
+
+    history, going_on = new(), filmstrip()
+    for epoch in range(-1, 20):
+        maps = torch.randn(3, 4, 4, generator=generator) * (1 + epoch % 5)
+        maps[0] *= epoch % 4 > 0  # some are empty
+        observe(history, maps, Moment(epoch, True))
+        track = history.tracks["cam"]
+        given = track.frames, torch.rand(3, generator=generator), track.peak
+        assert going_on.draw(*given).tobytes() == filmstrip().draw(*given).tobytes()
+    assert len(going_on._drawn) <= 2 * COLUMNS

@@ -352,6 +352,7 @@ def test_changes_in_mid_run_are_seen(change):
 def test_no_stand_in_is_kept_after_a_run():
     callback = GradCAMCallback(samples=3)
     trainer(callback, max_epochs=1).fit(TinyModule(), loader(), loader())
+    gc.collect()
     assert not [one for one in gc.get_objects() if type(one) is StandIn]
     assert callback.state_dict()
 
