@@ -496,7 +496,8 @@ def _set_items(double: Any, items: list[Any]) -> None:
             object.__setattr__(double, name, item)
         elif hasattr(double, name):
             object.__delattr__(double, name)
-    for base in (list, deque, set):
+    bases: Any = (list, deque, set)
+    for base in bases:
         if issubclass(kind, base):
             base.clear(double)
             (base.update if base is set else base.extend)(double, items[len(slots) :])

@@ -48,6 +48,10 @@ class Memory:
         self._storages: dict[int, torch.UntypedStorage] = {}  # the copies, by the address of the original
         self._tensors: list[Tensor] = []  # those that are copied, and their copies
         self._copies: list[Tensor] = []
+        self._cloned: list[
+            tuple[torch.UntypedStorage, torch.UntypedStorage]
+        ] = []  # of views, and these with the address
+        self._views: list[tuple[Tensor, Tensor, int]] = []
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
 
     def parameter(self, value: nn.Parameter) -> nn.Parameter:
@@ -80,23 +84,27 @@ class Memory:
         if not self._has_room(value):
             self.shared_state.append(value)
             return value.detach()
-        double = value.clone() if value.is_conj() or value.is_neg() else self._copy(value)
-        self._note(value, double)
-        return double
+        return self._copy(value)
 
     def _copy(self, value: Tensor) -> Tensor:
         """A copy that shares its memory with the copies of those with which the tensor shares its own."""
         storage = value.untyped_storage()
-        address = storage.data_ptr()
-        own = self._storages.get(address)
+        own = self._storages.get(storage.data_ptr())
         if own is None:
             double = value.clone()
-            if storage.nbytes() == value.nbytes and double.stride() == value.stride():
-                self._storages[address] = double.untyped_storage()
+            if value.is_conj() or value.is_neg():
+                self._note(value, double)
                 return double
-            own = self._storages[address] = storage.clone()
+            if storage.nbytes() == value.nbytes and double.stride() == value.stride():
+                self._storages[storage.data_ptr()] = double.untyped_storage()
+                self._note(value, double)
+                return double
+            own = self._storages[storage.data_ptr()] = storage.clone()
+            self._cloned.append((storage, own))
         empty = torch.empty(0, dtype=value.dtype, device=value.device)
-        return empty.set_(own, value.storage_offset(), value.shape, value.stride())
+        double = empty.set_(own, value.storage_offset(), value.shape, value.stride())
+        self._views.append((value, double, storage.data_ptr()))
+        return double
 
     def _note(self, value: Tensor, double: Tensor) -> None:
         self._tensors.append(value)
@@ -145,6 +153,11 @@ class Memory:
         for original, double in zip(self._tensors, self._copies, strict=True):
             if original.shape != double.shape or original.dtype != double.dtype or double.requires_grad:
                 return False
+        for original, double, address in self._views:
+            if original.untyped_storage().data_ptr() != address or original.shape != double.shape:
+                return False
+            if original.stride() != double.stride() or original.storage_offset() != double.storage_offset():
+                return False
         return all(one.shape == double.shape and double.flags.writeable for one, double in self._arrays)
 
     def update(self) -> None:
@@ -152,5 +165,7 @@ class Memory:
         if self._copies:
             with torch.no_grad():
                 torch._foreach_copy_(self._copies, self._tensors)  # pyright: ignore[reportPrivateImportUsage]
+        for storage, own in self._cloned:
+            own.copy_(storage)
         for original, double in self._arrays:
             np.copyto(double, original)

@@ -35,10 +35,11 @@ def way_to_refer(kind: type) -> Callable[[Of, Any], Any] | None:
 
 def _tuple(of: Of, value: tuple[Any, ...]) -> Any:
     kind: Any = type(value)
-    items = tuple(map(of, value))
-    if all(map(is_, items, value)) or not (kind is tuple or hasattr(kind, "_make")):
+    items: tuple[Any, ...] = tuple(map(of, value))
+    make = None if kind is tuple else getattr(kind, "_make", None)  # that of a named one
+    if all(map(is_, items, value)) or not (kind is tuple or make):
         return value
-    return items if kind is tuple else kind._make(items)
+    return make(items) if make else items
 
 
 def _frozenset(of: Of, value: frozenset[Any]) -> frozenset[Any]:

@@ -52,7 +52,7 @@ def stand_in_for(trainer: Trainer, pl_module: LightningModule, *others: Any) -> 
         *others: See :class:`~lightning_gradcam.attribution.stand_in.StandIn`.
     """
     silent = copy.copy(trainer)
-    loggers = [DummyLogger() for _ in trainer.loggers]
+    loggers: list[Any] = [DummyLogger() for _ in trainer.loggers]
 
     def follow() -> None:
         vars(silent).update(vars(trainer))

@@ -4,10 +4,12 @@ import gc
 import random
 import warnings
 import weakref
-from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from argparse import Namespace
+from collections import Counter, OrderedDict, UserDict, defaultdict, deque, namedtuple
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,6 +198,7 @@ class Acts(nn.Module):
         self.net = tiny_net()
         for name, value in attributes.items():
             setattr(self, name, value)
+        self.net[0].weight.seen, self.net[1].running_mean.seen = [], []
         self.act = act
 
     def forward(self, images):
@@ -277,6 +280,62 @@ def set_parts(model, images):
     del model.gone
 
 
+def with_count(function):
+    function.count = 0
+    return function
+
+
+class Lists(defaultdict):
+    pass
+
+
+class Names(set):
+    pass
+
+
+class Attributes(dict):
+    def __init__(self):
+        super().__init__(count=0)
+        self.__dict__ = self
+
+
+class SlottedList(list):
+    __slots__ = ("count",)
+
+    def __init__(self):
+        super().__init__([1])
+        self.count = 0
+
+
+def proxied():
+    model = Acts(lambda model, images: setattr(model.proxies[0], "count", model.count + 1), count=0)
+    model.proxies = [weakref.proxy(model)]
+    return model
+
+
+def of_objects(*items):
+    found = np.empty(len(items), dtype=object)
+    found[:] = items
+    return found
+
+
+def aliased():
+    model = Acts(lambda model, images: model.table.add_(1), table=torch.zeros(4))
+    model.other = model.table.data[1:3]
+    return model
+
+
+def crowded():
+    def act(model, images):
+        F.batch_norm(images, model.mean, model.variance, training=True)
+
+    model = Acts(act)
+    model.register_buffer("queue", torch.ones(1 << 23))
+    model.register_buffer("mean", torch.zeros(3))
+    model.register_buffer("variance", torch.ones(3))
+    return model
+
+
 KINDS = {
     "number": (lambda: Acts(lambda model, images: setattr(model, "n", model.n + 1), n=0), lambda model: model.n),
     "new attribute": (
@@ -339,6 +398,55 @@ KINDS = {
         lambda: Acts(set_parts, gone=1),
         lambda model: [*sorted(vars(model)), *map(str, model.modules()), *model._buffers, *model._parameters],
     ),
+    "default of a function": (
+        lambda: Acts(lambda model, images: model.value(), value=lambda seen=[]: seen.append(1)),
+        lambda model: model.value.__defaults__,
+    ),
+    "keyword of a function": (
+        lambda: Acts(lambda model, images: model.value(), value=lambda *, seen=[]: seen.append(1)),
+        lambda model: model.value.__kwdefaults__,
+    ),
+    "attribute of a function": (
+        lambda: Acts(lambda model, images: bump(model.value), value=with_count(lambda: 0)),
+        lambda model: model.value.count,
+    ),
+    "method of a list": (
+        lambda: Acts(lambda model, images: model.value(1), value=[].append),
+        lambda model: model.value.__self__,
+    ),
+    "arguments": on_value(bump, lambda: Namespace(count=0), lambda model: model.value.count),
+    "dict of Python's": on_value(lambda value: value.update(a=1), UserDict, lambda model: model.value.data),
+    "read-only mapping": (
+        lambda: Acts(lambda model, images: model.value["a"].append(1), value=MappingProxyType({"a": []})),
+        lambda model: model.value["a"],
+    ),
+    "default dict of the user's": on_value(lambda value: value["x"].append(1), lambda: Lists(list)),
+    "set of the user's": on_value(lambda value: value.add(1), Names),
+    "dict that is its attributes": on_value(bump, Attributes, lambda model: model.value["count"]),
+    "list with slots": on_value(bump, SlottedList, lambda model: model.value.count),
+    "proxy": (proxied, lambda model: model.count),
+    "array of objects": (
+        lambda: Acts(lambda model, images: model.value[0].append(1), value=of_objects([])),
+        lambda model: model.value[0],
+    ),
+    "matrix": on_value(
+        lambda value: value.fill(3), lambda: np.ma.masked_array([1.0, 2.0]), lambda model: model.value.tolist()
+    ),
+    "bytes": on_value(lambda value: value.append(1), bytearray),
+    "attribute of a parameter": (
+        lambda: Acts(lambda model, images: model.net[0].weight.seen.append(1), noted="weight"),
+        lambda model: model.net[0].weight.seen,
+    ),
+    "attribute of a buffer": (
+        lambda: Acts(lambda model, images: model.net[1].running_mean.seen.append(1), noted="buffer"),
+        lambda model: model.net[1].running_mean.seen,
+    ),
+    "tensor by its alias": (aliased, lambda model: (model.table.tolist(), model.other.tolist())),
+    "small state beside much": (
+        crowded,
+        lambda model: (model.mean.tolist(), model.variance.tolist()),
+    ),
+    "bits": on_value(lambda value: value.random_raw(), np.random.PCG64, lambda model: str(model.value.state)),
     "torch generator": on_value(
         lambda value: torch.rand(1, generator=value), torch.Generator, lambda model: model.value.get_state().tolist()
     ),
@@ -447,6 +555,196 @@ def test_random_numbers_are_the_same_at_every_look_and_the_users_go_on():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+# What a forward reads is what the model's own forward reads.
+
+
+class Reads(nn.Module):
+    """Scales its scores by what it reads from its attributes."""
+
+    def __init__(self, read, **attributes):
+        super().__init__()
+        self.net = tiny_net()
+        for name, value in attributes.items():
+            setattr(self, name, value)
+        self.read = read
+
+    def forward(self, images):
+        return self.net(images) * self.read(self)
+
+
+class Sentinel:
+    pass
+
+
+NOTHING = Sentinel()
+
+
+def swapped_view():
+    model = Reads(lambda model: model.value.sum())
+    model.register_buffer("value", torch.zeros(1, 4).view(4, 1))
+    model.value.data = torch.arange(4.0).view(4, 1)
+    return model
+
+
+def with_keys(kind):
+    def make():
+        model = Reads(lambda model: model.gains.get(model.net[0], 1.0))
+        model.gains = kind({model.net[0]: 7.0})
+        return model
+
+    return make
+
+
+def with_members(kind):
+    def make():
+        model = Reads(lambda model: 7.0 if model.net[0] in model.members else 1.0)
+        model.members = kind([model.net[0]])
+        return model
+
+    return make
+
+
+class Switched(Reads):
+    """Says itself what eval mode is."""
+
+    def __init__(self):
+        super().__init__(lambda model: model.noise, noise=3.0)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.noise = 3.0 if mode else 1.0
+        return self
+
+
+class Merging(nn.Module):
+    """Merges its adapter into its weights in eval mode, as LoRA may."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.merged = tiny_net(), False
+        self.adapter = nn.Parameter(torch.ones(3, 8))
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode is self.merged:
+            self.net[8].weight.data.add_(-self.adapter if mode else self.adapter)
+            self.merged = not mode
+        return self
+
+    def forward(self, images):
+        features = self.net[:8](images)
+        return self.net[8](features) if self.merged else self.net[8](features) + features @ self.adapter.T
+
+
+class Kind(nn.Sequential):
+    def __del__(self):
+        pass
+
+
+def deep():
+    net = tiny_net()
+    for _ in range(150):
+        net = nn.Sequential(net)
+    return net
+
+
+COMPLEX = torch.tensor([1 + 2j, 3 + 4j])
+READS = {
+    "view of swapped data": swapped_view,
+    "conjugate": lambda: Reads(lambda model: model.value.imag.sum(), value=COMPLEX.conj()),
+    "imaginary part": lambda: Reads(lambda model: model.value.sum(), value=COMPLEX.imag),
+    "as real numbers": lambda: Reads(lambda model: model.value[1].sum(), value=torch.view_as_real(COMPLEX)),
+    "view of a part": lambda: Reads(lambda model: model.value.sum(), value=torch.arange(20.0)[10:].view(10)[2:6]),
+    "part of swapped data": lambda: Reads(lambda model: model.value.sum(), value=torch.arange(20.0)[10:].data[2:6]),
+    "expanded": lambda: Reads(lambda model: model.value.sum(), value=torch.ones(3, 1).expand(3, 5)[1:]),
+    "transposed": lambda: Reads(lambda model: model.value[0].sum(), value=torch.arange(6.0).view(2, 3).T),
+    "attribute of a tensor": lambda: Reads(lambda model: model.value.gain, value=with_gain(torch.ones(1))),
+    "frozen set": with_members(frozenset),
+    "weak set": with_members(weakref.WeakSet),
+    "weak keys": with_keys(weakref.WeakKeyDictionary),
+    "modules as keys": with_keys(dict),
+    "constant of a module": lambda: Reads(lambda model: 7.0 if model.value is NOTHING else 1.0, value=NOTHING),
+    "train of its own": Switched,
+    "merging in eval mode": Merging,
+    "its class": lambda: Wrapped(Kind(*tiny_net())),
+    "deep": deep,
+}
+
+
+class Wrapped(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net(images) * (7.0 if type(self.net) is Kind else 1.0)
+
+
+def with_gain(tensor):
+    tensor.gain = 7.0
+    return tensor
+
+
+@pytest.mark.parametrize("name", READS)
+def test_reads_what_the_model_reads(name):
+    torch.manual_seed(0)
+    model = READS[name]().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    first, second = run_twice(model)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    with torch.no_grad():
+        expected = model.eval()(images_of())
+    torch.testing.assert_close(first, expected, rtol=1e-6, atol=1e-7)
+    assert torch.equal(first, second)
+
+
+def test_a_look_that_fails_is_no_proof():
+    def act(model, images):
+        if model.fails:
+            raise RuntimeError("not ready")
+        model.net[0].weight.data.mul_(0.5)
+
+    model = Acts(act, fails=True)
+    weight, stand_in = model.net[0].weight.clone(), StandIn(model, kept=True)
+    with pytest.raises(RuntimeError, match="not ready"):
+        stand_in.look(lambda model: model(images_of()))
+    model.fails = False
+    stand_in.look(lambda model: 1)  # nor is one that runs nothing
+    stand_in.look(lambda model: model(images_of()))
+    assert torch.equal(model.net[0].weight, weight)
+
+
+def test_what_a_forward_makes_of_an_error_does_not_matter():
+    def act(model, images):
+        with suppress(Exception):
+            model.value[:1].add_(1)
+
+    model = Acts(act, value=torch.zeros(1 << 23))
+    assert StandIn(model).look(lambda model: (model(images_of()), model.value[0].item())[1]) == 1
+    assert model.value[0] == 0
+
+
+def test_writing_that_begins_later_is_warned_of_and_then_kept_apart():
+    model = Acts(lambda model, images: in_place(model, images) if model.late else None, late=False)
+    stand_in = StandIn(model, kept=True)
+    stand_in.look(lambda model: model(images_of()))
+    stand_in._watches = False  # as for a model whose forward takes next to no time
+    model.late = True
+    with pytest.warns(UserWarning, match="the forward writes to the model's parameters"):
+        stand_in.look(lambda model: model(images_of()))
+    weight = model.net[0].weight.clone()
+    stand_in.look(lambda model: model(images_of()))
+    assert torch.equal(model.net[0].weight, weight)
+
+
+def test_nothing_of_a_look_is_kept_until_the_next():
+    model = Acts(lambda model, images: setattr(model, "features", images * 1))
+    stand_in = StandIn(model, kept=True)
+    images = images_of().requires_grad_()
+    gone = weakref.ref(stand_in.look(lambda model: (model(images), model.features)[1]))
+    assert gone() is None
+
+
 # A kept one follows the model.
 
 
@@ -454,9 +752,13 @@ class Tempered(nn.Module):
     def __init__(self):
         super().__init__()
         self.net, self.tau, self.table, self.schedule = tiny_net(), 1.0, [1.0], {"step": 1.0}
+        self.hidden = [nn.BatchNorm1d(3)]
+        self.square = nn.Parameter(torch.rand(3, 3))
+        self.register_buffer("buffer", torch.ones(3))
 
     def forward(self, images):
-        return self.net(images) * self.tau * self.table[-1] * self.schedule["step"]
+        scores = self.hidden[0](self.net(images)) @ self.square * self.buffer
+        return (scores * self.tau * self.table[-1] * self.schedule["step"]).double()
 
 
 def anneal(model):
@@ -536,7 +838,28 @@ def delegate(model):
     model.forward = lambda images: model.net(images) * 9
 
 
+def swap_the_class(model):
+    class Doubling(nn.Linear):
+        def forward(self, input):  # noqa: A002
+            return super().forward(input) * 2
+
+    model.net[8].__class__ = Doubling
+
+
+def turn(model):
+    model.square.data = model.square.data.T
+
+
+def retype(model):
+    model.buffer.data = model.buffer.data.double() + 1e-9
+
+
+def hidden_mode(model):
+    model.hidden[0].eval()
+
+
 CHANGES = [
+    swap_the_class, turn, retype, hidden_mode,
     anneal, append, reschedule, replace_schedule, assign, load, swap_data, train_a_step, replace_a_part, insert_a_part,
     hook, pre_hook, parametrize, cut, widen, drop_the_bias, delegate,
 ]  # fmt: skip

@@ -271,10 +271,53 @@ class Normalizing(TinyModule):
         return super().forward(images)
 
 
+@pytest.mark.parametrize("layer", [None, "net.4"])
 @pytest.mark.parametrize("module", [Queue, Normalizing])
-def test_a_forward_that_writes_to_large_state_or_to_parameters(module):
-    (_, plain), (_, looked_at) = with_and_without(module)
+def test_a_forward_that_writes_to_large_state_or_to_parameters(module, layer):
+    (_, plain), (_, looked_at) = with_and_without(module, GradCAMCallback(layer, samples=3))
     assert same_weights(plain, looked_at)
+
+
+def test_what_a_forward_reads_of_the_trainer_is_what_it_is_now():
+    read = []
+
+    class Module(TinyModule):
+        def forward(self, images):
+            if not self.training:
+                read.append((self.trainer.current_epoch, self.trainer.validating, self.trainer.accumulate_grad_batches))
+            return super().forward(images)
+
+    class Schedule(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            trainer.accumulate_grad_batches = 1 + trainer.current_epoch
+
+    def forward_fn(module, batch):
+        read.clear()
+        return module(batch.images)
+
+    callback = GradCAMCallback("net.4", samples=3, forward_fn=forward_fn)
+    weights(Module, callback, Schedule(), max_epochs=3)
+    assert read == [(2, True, 3)]
+
+
+def test_gradcam_within_a_run_logs_nothing():
+    class Module(TinyModule):
+        def forward(self, images):
+            scores = super().forward(images)
+            if not self.training:
+                self.log("norm", scores.norm())
+            return scores
+
+        def validation_step(self, batch, batch_idx):
+            self(batch[0])
+            if self.looks:
+                gradcam(self, 100 * batch[0], "net.4", target=0)
+
+    norms = []
+    for looks in (False, True):
+        Module.looks = looks
+        norms.append(weights(Module)[0].callback_metrics["norm"])
+    assert norms[0] == norms[1]
 
 
 HEAD = []
