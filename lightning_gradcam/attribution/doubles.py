@@ -17,7 +17,7 @@ from argparse import Namespace
 from collections import Counter, OrderedDict, UserDict, UserList, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from operator import is_, itemgetter
 from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
@@ -108,7 +108,7 @@ class Doubles:
         self._evaluated = modules.keys()
         self.have_own_eval = any(type(one).train is not nn.Module.train for one in modules.values())
         self._sharded = any(type(one).__name__.startswith("FSDP") for one in modules.values())
-        with _undisturbed(), torch.no_grad():
+        with no_garbage_collection(), _deep_recursion(), torch.no_grad():
             for root in roots:
                 self.of(root)
         self._complete = True
@@ -128,27 +128,12 @@ class Doubles:
         but for the originals that it refers to.
         """
         kind = type(value)
-        if kind in _LEAVES:
+        if kind in _LEAVES or (kind is tuple and _LEAVES.issuperset(map(type, value))):
             return value
         double = self._doubles.get(id(value))
         if double is not None:
             return double
-        if kind is FunctionType:
-            return self._function(value)
-        if kind is MethodType and value.__func__.__name__ in _LOGS and _is_lightning_module(type(value.__self__)):
-            return _log_nothing
-        refer = way_to_refer(kind)
-        if refer is not None:
-            return refer(self.of, value)
-        if kind.__name__ in _WRAPPERS and _unwrapped(value) is not value:
-            return self.of(_unwrapped(value))
-        make = _way_to_double(kind)
-        if self._complete:
-            return self._referring(value) if make is Doubles._object and hasattr(value, "__dict__") else value
-        if make is None or _is_global(value):
-            self.originals[id(value)] = value
-            return value
-        return make(self, value)
+        return _way(kind)(self, value) if not self._complete else self._referring(value)
 
     def refresh(self) -> bool:
         """Set all doubles to what the originals are now; ``False`` where that takes new ones."""
@@ -253,6 +238,8 @@ class Doubles:
 
     def _object(self, value: Any) -> Any:
         """Of an object of the user's own class, which may be a container."""
+        if _is_global(value):
+            return self._shared(value)
         kind: Any = type(value)
         double = self._found(value, kind.__new__(kind))
         names = getattr(value, "__dict__", None)
@@ -294,7 +281,11 @@ class Doubles:
 
     def _fill_names(self, names: dict[Any, Any], own: dict[Any, Any]) -> None:
         pairs = dict.items(names)
-        after = dict(pairs) if len(pairs) > _MANY else {self.of(name): self.of(one) for name, one in pairs}
+        after = (
+            dict(pairs)
+            if len(pairs) > _MANY
+            else {name if type(name) is str else self.of(name): self.of(one) for name, one in pairs}
+        )
         _set_names(own, after)
         if self._kept:
             self._names.append((names, dict(pairs), own, after))
@@ -374,13 +365,34 @@ class Doubles:
         return value if content is value.cell_contents else CellType(content)
 
     def _referring(self, value: Any) -> Any:
-        """An object with the doubles of its attributes; the same one where there are none."""
+        """What is none of the originals, made to refer to doubles where it refers to originals."""
+        way = _way(type(value))
+        if way in (Doubles._function, Doubles._method, Doubles._wrapper) or isinstance(way, partial):
+            return way(self, value)
+        if way is not Doubles._object or not hasattr(value, "__dict__"):
+            return value
         names = {name: self._doubles.get(id(one), one) for name, one in vars(value).items()}
         if all(map(is_, names.values(), vars(value).values())):
             return value
         double = copy.copy(value)
         vars(double).update(names)
         return double
+
+    def _refer(self, value: Any, *, refer: Callable[[Any, Any], Any]) -> Any:
+        return refer(self.of, value)
+
+    def _method(self, value: MethodType) -> Any:
+        if value.__func__.__name__ in _LOGS and _is_lightning_module(type(value.__self__)):
+            return _log_nothing
+        owner = self.of(value.__self__)
+        return value if owner is value.__self__ else MethodType(value.__func__, owner)
+
+    def _wrapper(self, value: nn.Module) -> nn.Module:
+        return self.of(_unwrapped(value))
+
+    def _shared(self, value: Any) -> Any:
+        self.originals[id(value)] = value
+        return value
 
 
 def _log_nothing(*args: Any, **options: Any) -> None:
@@ -393,21 +405,32 @@ def _is_lightning_module(kind: type) -> bool:
 
 
 @lru_cache(4096)
-def _way_to_double(kind: type) -> Callable[[Doubles, Any], Any] | None:
-    """How to make the double of an object of this class; ``None``: it is shared."""
+def _way(kind: type) -> Callable[[Doubles, Any], Any]:
+    """How to make what stands for an object of this class."""
+    if issubclass(kind, nn.Module):
+        if kind.__name__ in _WRAPPERS:
+            return Doubles._wrapper
+        return Doubles._script if issubclass(kind, torch.jit.ScriptModule) else Doubles._module
     if kind in _DICTS or kind in _LISTS:
         return Doubles._dict if kind in _DICTS else Doubles._list
-    if issubclass(kind, nn.Module):
-        return Doubles._script if issubclass(kind, torch.jit.ScriptModule) else Doubles._module
     if issubclass(kind, Tensor):
         return Doubles._parameter if kind is nn.Parameter else Doubles._tensor
     if issubclass(kind, np.ndarray):
         return Doubles._array
     if issubclass(kind, GENERATORS):
-        return Doubles._generator if kind is not random.SystemRandom else None
-    others = {CellType: Doubles._cell, bytearray: Doubles._bytes, array.array: Doubles._bytes}
+        return Doubles._generator if kind is not random.SystemRandom else Doubles._shared
+    refer = way_to_refer(kind)
+    if refer is not None:
+        return partial(Doubles._refer, refer=refer)
+    others: dict[type, Callable[[Doubles, Any], Any]] = {
+        FunctionType: Doubles._function,
+        MethodType: Doubles._method,
+        CellType: Doubles._cell,
+        bytearray: Doubles._bytes,
+        array.array: Doubles._bytes,
+    }
     others |= dict.fromkeys(_WEAK, Doubles._weak)
-    return others.get(kind, Doubles._object if _is_plain(kind) else None)
+    return others.get(kind, Doubles._object if _is_plain(kind) else Doubles._shared)
 
 
 def _is_plain(kind: type) -> bool:
@@ -422,10 +445,8 @@ def _is_plain(kind: type) -> bool:
 
 def _is_global(value: Any) -> bool:
     """Whether an object is a constant of the module of its class, which code may tell by its identity."""
-    kind = type(value)
-    if _way_to_double(kind) is not Doubles._object:
-        return False
-    return any(one is value for one in list(vars(sys.modules.get(kind.__module__, sys)).values()))
+    module = sys.modules.get(type(value).__module__)
+    return any(one is value for one in list(vars(module).values())) if module else False
 
 
 def _is_plain_tuple(value: Any) -> bool:
@@ -451,17 +472,26 @@ def _modules_of(root: nn.Module | None) -> dict[int, nn.Module]:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Spare Python the search for circles in thousands of new objects, and let it call as deep as a model may be."""
-    enabled, limit = gc.isenabled(), sys.getrecursionlimit()
+def no_garbage_collection() -> Iterator[None]:
+    """Spare Python the search for circles in thousands of new objects, which takes longer than to make them."""
+    enabled = gc.isenabled()
     gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def _deep_recursion() -> Iterator[None]:
+    """Let Python call as deep as a model may be."""
+    limit = sys.getrecursionlimit()
     sys.setrecursionlimit(max(limit, _DEEP))
     try:
         yield
     finally:
         sys.setrecursionlimit(limit)
-        if enabled:
-            gc.enable()
 
 
 def _same_names(now: dict[Any, Any], before: dict[Any, Any]) -> bool:

@@ -70,41 +70,42 @@ class Memory:
         Raises:
             NoShapeError: If it is lazy.
         """
+        if type(value) is not Tensor or value.layout is not torch.strided or value.is_nested or value.is_meta:
+            return self._special(value)
+        storage = value.untyped_storage()
+        size, address = storage.nbytes(), storage.data_ptr()
+        if not self._has_room(value, size):
+            self.shared_state.append(value)
+            return value.detach()
+        own = self._storages.get(address)
+        if own is None:
+            double = value.clone()
+            whole = size == value.nbytes and double.stride() == value.stride()
+            if whole or value.is_conj() or value.is_neg():
+                if whole:
+                    self._storages[address] = double.untyped_storage()
+                self._note(value, double)
+                return double
+            own = self._storages[address] = storage.clone()
+            self._cloned.append((storage, own))
+        # It shares its memory with the copies of those with which the original shares its own.
+        empty = torch.empty(0, dtype=value.dtype, device=value.device)
+        double = empty.set_(own, value.storage_offset(), value.shape, value.stride())
+        self._views.append((value, double, address))
+        return double
+
+    def _special(self, value: Tensor) -> Tensor:
+        """A double of a tensor of another class or layout."""
         if is_lazy(value):
             raise NoShapeError
         if isinstance(value, nn.Parameter):
             self.undoubled.append(value)
             return value
-        if type(value) is not Tensor or value.layout is not torch.strided or value.is_nested or value.is_meta:
-            self.is_complete = False
-            try:
-                return value.clone()
-            except (RuntimeError, NotImplementedError, TypeError):
-                return value
-        if not self._has_room(value):
-            self.shared_state.append(value)
-            return value.detach()
-        return self._copy(value)
-
-    def _copy(self, value: Tensor) -> Tensor:
-        """A copy that shares its memory with the copies of those with which the tensor shares its own."""
-        storage = value.untyped_storage()
-        own = self._storages.get(storage.data_ptr())
-        if own is None:
-            double = value.clone()
-            if value.is_conj() or value.is_neg():
-                self._note(value, double)
-                return double
-            if storage.nbytes() == value.nbytes and double.stride() == value.stride():
-                self._storages[storage.data_ptr()] = double.untyped_storage()
-                self._note(value, double)
-                return double
-            own = self._storages[storage.data_ptr()] = storage.clone()
-            self._cloned.append((storage, own))
-        empty = torch.empty(0, dtype=value.dtype, device=value.device)
-        double = empty.set_(own, value.storage_offset(), value.shape, value.stride())
-        self._views.append((value, double, storage.data_ptr()))
-        return double
+        self.is_complete = False
+        try:
+            return value.clone()
+        except (RuntimeError, NotImplementedError, TypeError):
+            return value
 
     def _note(self, value: Tensor, double: Tensor) -> None:
         self._tensors.append(value)
@@ -117,7 +118,7 @@ class Memory:
         if type(value) not in (np.ndarray, np.memmap):
             self.is_complete = False
             return copy.deepcopy(value)
-        if id(value) not in self._copied and (type(value) is np.memmap or not self._has_room(value)):
+        if id(value) not in self._copied and (type(value) is np.memmap or not self._has_room(value, value.nbytes)):
             view = value.view()
             if self._protects_arrays:
                 self.read_only.append(value)
@@ -127,8 +128,7 @@ class Memory:
         self._arrays.append((value, double))
         return double
 
-    def _has_room(self, value: Tensor | np.ndarray) -> bool:
-        size = value.untyped_storage().nbytes() if isinstance(value, Tensor) else value.nbytes
+    def _has_room(self, value: Any, size: int) -> bool:
         fits = size <= self._room
         self._room -= size if fits else 0
         return fits or size <= _SMALL or id(value) in self._copied
@@ -141,7 +141,10 @@ class Memory:
 
     def versions(self) -> list[int]:
         """A number for each parameter that moves when it is written to, but by ``.data``."""
-        return [original._version for original, _ in self.parameters if not original.is_inference()]
+        try:
+            return [original._version for original, _ in self.parameters]
+        except RuntimeError:  # those made in inference mode have none
+            return []
 
     def has_same_form(self) -> bool:
         """Whether each original is as it was but for its values, and each double is as it was made."""

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from operator import is_
-from types import BuiltinFunctionType, MappingProxyType, MethodType
+from types import BuiltinFunctionType, MappingProxyType
 from typing import Any
 
 Of = Callable[[Any], Any]
 
 
-@lru_cache(4096)
 def way_to_refer(kind: type) -> Callable[[Of, Any], Any] | None:
     """How to make an object of this class anew; ``None`` for a class that has a state."""
     if issubclass(kind, tuple):
@@ -24,7 +23,6 @@ def way_to_refer(kind: type) -> Callable[[Of, Any], Any] | None:
     return {
         frozenset: _frozenset,
         partial: _partial,
-        MethodType: _method,
         BuiltinFunctionType: _builtin_method,
         MappingProxyType: _mapping,
         weakref.ref: _reference,
@@ -50,11 +48,6 @@ def _frozenset(of: Of, value: frozenset[Any]) -> frozenset[Any]:
 def _partial(of: Of, value: partial[Any]) -> partial[Any]:
     keywords = {name: of(one) for name, one in value.keywords.items()}
     return partial(of(value.func), *map(of, value.args), **keywords)
-
-
-def _method(of: Of, value: MethodType) -> Any:
-    owner = of(value.__self__)
-    return value if owner is value.__self__ else MethodType(value.__func__, owner)
 
 
 def _builtin_method(of: Of, value: BuiltinFunctionType) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_gradcam.attribution.doubles import Doubles
+from lightning_gradcam.attribution.doubles import Doubles, no_garbage_collection
 from lightning_gradcam.attribution.isolation import random_state, seed_generator
 from lightning_gradcam.attribution.memory import NoShapeError
 
@@ -94,20 +94,25 @@ class StandIn:
         """
         if self._before_look is not None:
             self._before_look()
-        with torch.inference_mode(False):  # what was made in inference mode could take no part in a graph
+        # What was made in inference mode could take no part in a graph. What is thrown away is never looked through.
+        with torch.inference_mode(False), nullcontext() if self._kept else no_garbage_collection():
             while True:
                 doubles = self._current()
                 try:
                     return self._watched(doubles, run)
                 except _WrittenError as error:
                     self._copied.append(error.tensor)
+                    self._doubles = None
                 except ValueError as error:
                     if not doubles.memory.read_only or "read-only" not in str(error):
                         raise
                     self._copied.extend(doubles.memory.read_only)
+                    self._doubles = None
                 finally:
                     doubles.restart()
-                self._doubles = None
+                    del doubles
+                    if not self._kept:
+                        self._doubles = None
 
     def _current(self) -> Doubles:
         """The doubles as the model is now."""
