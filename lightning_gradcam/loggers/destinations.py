@@ -27,6 +27,14 @@ def base_names(thing: Any) -> set[str]:
     return {base.__name__ for base in type(thing).__mro__}
 
 
+def comes_last(send: SendPicture) -> bool:
+    """Whether sending is best left to the end.
+
+    TensorBoard writes on a thread of its own, which computes checksums in Python and so takes time from the others.
+    """
+    return getattr(send, "func", None) is tensorboard.write_picture
+
+
 def find_destinations(loggers: Sequence[Any], folder: Path) -> list[SendPicture]:
     """What sends a picture to each logger that takes some; where none does, to files in the folder.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_gradcam.attribution.regions import outline_boxes
 from lightning_gradcam.metrics.evidence import unreadable
 from lightning_gradcam.picture.overlay import AGAINST, colors
-from lightning_gradcam.picture.text import fit
+from lightning_gradcam.picture.text import write
 
 GUTTER = 4
 TEXT = 13  # pixels
@@ -58,7 +58,7 @@ def draw_note(
 ) -> None:
     """Across a tile, why it shows no map."""
     middle = corner[0] + size[0] // 2, corner[1] + size[1] // 2
-    draw.text(middle, fit(note, letters, size[0]), "white", letters, "mm", stroke_width=2, stroke_fill="black")
+    write(draw, middle, note, "white", letters, size[0], "m", outline="black")
 
 
 def notes(maps: Tensor) -> list[str]:
@@ -89,5 +89,5 @@ def draw_foot(
         bar = torch.cat([torch.lerp(torch.ones(3), against, torch.linspace(1, 0, 24)[:, None]), bar])
     pixels = (bar * 255).round().to(torch.uint8).expand(9, -1, -1)
     canvas.paste(Image.fromarray(pixels.numpy()), (GUTTER, middle - 4))
-    text = fit(key, letters, canvas.width - len(bar) - 4 * GUTTER)
-    draw.text((GUTTER + len(bar) + 2 * GUTTER, middle), text, INK, letters, "lm")
+    room = canvas.width - len(bar) - 4 * GUTTER
+    write(draw, (GUTTER + len(bar) + 2 * GUTTER, middle), key, INK, letters, room)

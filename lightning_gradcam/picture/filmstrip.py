@@ -29,7 +29,7 @@ from lightning_gradcam.picture.draw import (
     tile_size,
 )
 from lightning_gradcam.picture.overlay import overlay, strongest
-from lightning_gradcam.picture.text import fit, load_font
+from lightning_gradcam.picture.text import load_font, write
 
 ROWS = 8  # samples in a filmstrip: the first ones of the fixed batch, so that the rows never change
 COLUMNS = 8  # observations in a filmstrip
@@ -165,7 +165,7 @@ class Filmstrip:
         draw = ImageDraw.Draw(canvas)
         for column, head in enumerate(["", *(head for head, *_ in shown), "drift, from 0 to 1"]):
             room = self._width if column <= len(shown) else _SPARK
-            draw.text((GUTTER + column * across, LINE // 2), fit(head, self._letters, room), INK, self._letters, "lm")
+            write(draw, (GUTTER + column * across, LINE // 2), head, INK, self._letters, room)
         canvas.paste(self._samples, (GUTTER, LINE))
         for column, (_, frame, unit) in enumerate(shown, 1):
             self._paste(canvas, draw, GUTTER + column * across, self._column(frame, unit), unit)
@@ -217,13 +217,12 @@ class Filmstrip:
             _draw_spark(draw, drifts[row], color, (left, top), (_SPARK - GUTTER, self._height))
             if not math.isnan(value):
                 middle = left, top + self._height + _BAR // 2
-                draw.text(middle, f"{value:.2f} from reference", color, self._letters, "lm")
+                write(draw, middle, f"{value:.2f} from reference", color, self._letters, _SPARK)
 
     def _draw_bar(self, draw: ImageDraw.ImageDraw, text: str, color: str, corner: tuple[int, int]) -> None:
         left, top = corner
         draw.rectangle((left, top, left + self._width - 1, top + _BAR - 1), fill=color)
-        text = fit(text, self._letters, self._width - 4)
-        draw.text((left + 2, top + _BAR // 2), text, "white", self._letters, "lm")
+        write(draw, (left + 2, top + _BAR // 2), text, "white", self._letters, self._width - 4)
 
 
 def _verdict(frame: Frame, row: int, class_names: Sequence[str]) -> tuple[str, str]:

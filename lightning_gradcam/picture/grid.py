@@ -28,7 +28,7 @@ from lightning_gradcam.picture.draw import (
     tile_size,
 )
 from lightning_gradcam.picture.overlay import gradient_pictures, overlay, strongest
-from lightning_gradcam.picture.text import fit, load_font, printable
+from lightning_gradcam.picture.text import load_font, printable, write
 
 _COLUMNS = 6
 _JPEG_LIMIT = 65_000
@@ -199,6 +199,5 @@ def _draw_strip(
     for line, (text, figure) in enumerate((caption.sample, caption.prediction)):
         middle = top + line * LINE + LINE // 2
         right = left + width - _PAD
-        draw.text((right, middle), figure, "white", letters, "rm")
-        room = width - 3 * _PAD - letters.getlength(figure)
-        draw.text((left + _PAD, middle), fit(text, letters, room), "white", letters, "lm")
+        room = width - 3 * _PAD - write(draw, (right, middle), figure, "white", letters, width, "r")
+        write(draw, (left + _PAD, middle), text, "white", letters, room)

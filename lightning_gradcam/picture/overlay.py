@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +62,7 @@ def overlay(
     Returns:
         Pictures ``(n, height, width, 3)``, uint8.
     """
-    grey = F.interpolate(photos[:, None], size, mode="bilinear", antialias=True)[:, 0]
+    grey = _resized(photos, size)
     own = torch.maximum(strongest(maps), strongest(-maps)) if counterfactual else strongest(maps)
     drawn = (own > 0) & own.isfinite()
     unit = (own if maximum is None else torch.where(maximum > 0, maximum, own))[:, None, None]
@@ -72,13 +72,11 @@ def overlay(
         return F.interpolate(shares[:, None], size, mode="bilinear")[:, 0]
 
     values = levels(maps)
-    level = (values * 255).round().int().flatten()
-    clear, paint = _blend(colormap)
-    picture = torch.addcmul(paint.index_select(0, level), grey.reshape(-1, 1), clear.index_select(0, level)[:, None])
-    picture = picture.reshape(*values.shape, 3)
+    place = (values * 255).round_().int().mul_(256).add_(grey)
+    picture = _blend(colormap).index_select(0, place.flatten()).reshape(*values.shape, 3)
     if counterfactual:
-        picture = picture.lerp(torch.tensor(AGAINST[colormap]).float(), _OPACITY * levels(-maps)[..., None])
-    picture = picture.round_().to(torch.uint8)
+        against = torch.tensor(AGAINST[colormap]).float()
+        picture = picture.float().lerp_(against, _OPACITY * levels(-maps)[..., None]).round_().to(torch.uint8)
     if colormap in _CONTOUR:
         inside = (values >= 0.5).float()[:, None]
         edge = inside - (1 - F.max_pool2d(1 - inside, 3, 1, 1))  # the outermost ring of the inside
@@ -107,9 +105,19 @@ def gradient_pictures(gradients: Tensor, size: tuple[int, int]) -> Tensor:
     return (127.5 * (1 + shares)).round().to(torch.uint8).movedim(1, 3)
 
 
+@lru_cache(8)
+def _resized(photos: Tensor, size: tuple[int, int]) -> Tensor:
+    """Photos ``(n, H, W)`` at this height and width, int in [0, 255].
+
+    A tensor is its own key: the photos of a run stay the same.
+    """
+    return (255 * F.interpolate(photos[:, None], size, mode="bilinear", antialias=True)[:, 0]).round_().int()
+
+
 @cache
-def _blend(colormap: str) -> tuple[Tensor, Tensor]:
-    """For 256 levels of a map, what is left of the photo ``(256,)`` and what is added to it ``(256, 3)``, up to 255."""
+def _blend(colormap: str) -> Tensor:
+    """The colour of each of 256 levels of a map over each of 256 greys, ``(256 * 256, 3)`` uint8."""
     values = torch.linspace(0, 1, 256)
-    opacity = _OPACITY * values
-    return 255 * (1 - opacity), 255 * opacity[:, None] * colors(values, colormap)
+    opacity = _OPACITY * values[:, None, None]
+    picture = (1 - opacity) * values[None, :, None] + opacity * colors(values, colormap)[:, None]
+    return (255 * picture).round().to(torch.uint8).flatten(0, 1)

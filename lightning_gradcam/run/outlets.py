@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning_gradcam.attribution.batch import sample_name
 from lightning_gradcam.loggers.destinations import (
     SendPicture,
     base_names,
+    comes_last,
     find_destinations,
     send_alert,
     write_axes,
@@ -45,6 +47,7 @@ class Outlets:
         self.filmstrips: dict[str, Filmstrip] = {}
         self._destinations: list[SendPicture] = []
         self._already_logged: set[str] = set()
+        self._late: list[Callable[[], object]] = []
         if not leaves_nothing(trainer):
             self._destinations = find_destinations(trainer.loggers, folder)
             if probe.settings.record is not False and trainer.state.fn == "fit":
@@ -57,11 +60,24 @@ class Outlets:
                 write_look(self.writer, look, look.moment.epoch, trainer.global_step)
 
     def send_pictures(self, trainer: Trainer, pictures: Iterable[tuple[str, Image]], step: int | None) -> None:
-        """Draw pictures and hand each to every logger that takes some; without ``step`` only draw."""
+        """Draw pictures and hand each to every logger that takes some; without ``step`` only draw.
+
+        Some get them from :meth:`deliver`.
+        """
         for key, picture in pictures:
             for send in self._destinations if step is not None else ():
+                if comes_last(send):
+                    self._late.append(partial(send, key, picture, step or 0))
+                    continue
                 with left_out(trainer, "a picture"):
                     send(key, picture, step or 0)
+
+    def deliver(self, trainer: Trainer) -> None:
+        """Hand out what is best handed out last."""
+        late, self._late = self._late, []
+        for send in late:
+            with left_out(trainer, "a picture"):
+                send()
 
     def write_axes(self, trainer: Trainer, look: Look, step: int) -> None:
         """Tell the loggers when the pictures that follow are of."""

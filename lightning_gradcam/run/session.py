@@ -130,6 +130,8 @@ class Session:
         if step is not None:
             seconds = {f"{self.settings.prefix}/seconds": perf_counter() - started}
             log(trainer, pl_module, measured.numbers | seconds, step)
+        if self.outlets is not None:
+            self.outlets.deliver(trainer)
 
     def observe_guided(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the guided pictures of a last observation that nobody knew to be the last, where they are missing."""
@@ -145,6 +147,8 @@ class Session:
                     self.outlets.send_pictures(trainer, guided_pictures(look, gradients), step)
             numbers = {f"{self.settings.prefix}/guided_seconds": perf_counter() - started}
             log_numbers_directly(trainer, pl_module, numbers, step)
+            if self.outlets is not None:
+                self.outlets.deliver(trainer)
 
     def release(self) -> None:
         """Let go of the trainer and the module."""
