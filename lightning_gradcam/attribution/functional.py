@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_gradcam.attribution.batch import Batch
@@ -17,7 +18,14 @@ from lightning_gradcam.attribution.layers import Layer, check_layers, find_layer
 from lightning_gradcam.attribution.layout import Grid, Layout, as_layout, to_map
 from lightning_gradcam.attribution.methods import Method, as_method, cam, check_cam
 from lightning_gradcam.attribution.stand_in import StandIn
-from lightning_gradcam.attribution.targets import Prediction, Target, as_target, predict, score, target_classes
+from lightning_gradcam.attribution.targets import (
+    Prediction,
+    Target,
+    as_target,
+    logits_and_labels,
+    score,
+    target_classes,
+)
 
 
 @dataclass(frozen=True)
@@ -97,17 +105,35 @@ def attribute(
         if signed[0].shape != (n, *activations.shape[2:]):
             expected, got = (n, *activations.shape[2:]), tuple(signed[0].shape)
             raise ValueError(f"`method` must give one map a sample, shape {expected}, got {got}")
-        maps[name] = torch.stack(signed, 1).flatten(0, 1).cpu()
-        alpha[name] = torch.stack([one.mean((2, 3)) for one in gradients], 1).flatten(0, 1).cpu()
-    classes, prediction = target_classes(target, seen.output, batch, seen.scores.shape), predict(seen.output, batch)
-    return Attribution(
-        known,
-        maps,
-        alpha,
-        seen.scores.float().cpu(),
-        None if classes is None else classes.flatten().cpu(),
-        None if prediction is None else prediction.repeated(scores.shape[1]),
-    )
+        maps[name] = torch.stack(signed, 1).flatten(0, 1)
+        alpha[name] = torch.stack([one.mean((2, 3)) for one in gradients], 1).flatten(0, 1)
+    classes = target_classes(target, seen.output, batch, seen.scores.shape)
+    said = logits_and_labels(seen.output, batch)
+    found = maps, alpha, seen.scores.float(), None if classes is None else classes.flatten(), said
+    maps, alpha, given, classes, (said, labels) = _to_host(found)
+    prediction = None if said is None else Prediction.of(said, labels).repeated(scores.shape[1])
+    return Attribution(known, maps, alpha, given, classes, prediction)
+
+
+def _to_host(found: Any) -> Any:
+    """The tensors of a collection on the CPU, by one copy."""
+    tensors: list[Tensor] = []
+    apply_to_collection(found, Tensor, tensors.append)
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return found
+    copies = iter(copied_at_once(tensors))
+    return apply_to_collection(found, Tensor, lambda tensor: next(copies))
+
+
+def copied_at_once(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of tensors on the CPU; from another device all come in one transfer."""
+    order = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())  # so that each is aligned
+    whole = torch.cat([tensors[i].contiguous().flatten().view(torch.uint8) for i in order]).cpu()
+    parts = whole.split([tensors[i].nbytes for i in order])
+    copies = list(tensors)
+    for i, part in zip(order, parts, strict=True):
+        copies[i] = part.view(tensors[i].dtype).reshape(tensors[i].shape)
+    return copies
 
 
 def _join(parts: Sequence[Any]) -> Any:

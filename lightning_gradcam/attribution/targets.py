@@ -292,6 +292,25 @@ class Prediction:
     classes: Tensor
     right: Tensor | None
 
+    @classmethod
+    def of(cls, scores: Tensor, labels: Tensor | None) -> Prediction:
+        """What logits ``(n, classes)`` say, of samples with these class indices ``(n,)`` or multi-hot labels."""
+        if scores.shape[1] == 1:
+            positive = scores.sigmoid()
+            probabilities = torch.cat([1 - positive, positive], 1)
+        elif labels is not None and labels.ndim == 2:
+            probabilities = scores.sigmoid()
+        else:
+            probabilities = scores.softmax(1)
+        classes = probabilities.argmax(1)
+        if labels is None:
+            right = None
+        elif labels.ndim == 2:
+            right = labels.gather(1, classes[:, None])[:, 0] > 0
+        else:
+            right = labels == classes
+        return cls(probabilities, classes, right)
+
     def repeated(self, times: int) -> Prediction:
         """The same with each sample so many times in a row."""
         right = None if self.right is None else self.right.repeat_interleave(times, 0)
@@ -302,26 +321,19 @@ class Prediction:
 
 def predict(output: Any, batch: Batch) -> Prediction | None:
     """Read the predictions from a model's output; ``None`` where it holds no logits ``(n, classes)``."""
-    try:
-        scores = logits(output, len(batch.images)).detach().as_subclass(Tensor).float().cpu()
-        labels = None if batch.labels is None else _labels(batch, scores.shape[1]).as_subclass(Tensor).cpu()
-    except ValueError:
+    scores, labels = logits_and_labels(output, batch)
+    if scores is None:
         return None
-    if scores.shape[1] == 1:
-        positive = scores.sigmoid()
-        probabilities = torch.cat([1 - positive, positive], 1)
-    elif labels is not None and labels.ndim == 2:
-        probabilities = scores.sigmoid()
-    else:
-        probabilities = scores.softmax(1)
-    classes = probabilities.argmax(1)
-    if labels is None:
-        right = None
-    elif labels.ndim == 2:
-        right = labels.gather(1, classes[:, None])[:, 0] > 0
-    else:
-        right = labels == classes
-    return Prediction(probabilities, classes, right)
+    return Prediction.of(scores.cpu(), None if labels is None else labels.cpu())
+
+
+def logits_and_labels(output: Any, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+    """The logits ``(n, classes)`` in a model's output, float32, and what labels there are; both ``None`` without."""
+    try:
+        scores = logits(output, len(batch.images)).detach().as_subclass(Tensor).float()
+        return scores, None if batch.labels is None else _labels(batch, scores.shape[1]).as_subclass(Tensor)
+    except ValueError:
+        return None, None
 
 
 def _labels(batch: Batch, outputs: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_gradcam import gradcam
 from lightning_gradcam.attribution.capture import capture
+from lightning_gradcam.attribution.functional import copied_at_once
 from lightning_gradcam.attribution.stand_in import StandIn
 
 CNNS = {
@@ -331,3 +332,19 @@ def test_labels_made_in_inference_mode():
     model, images = tiny_net().eval(), torch.rand(2, 3, 16, 16)
     expected = gradcam(model, images, "4", "label", labels=labels.clone())
     assert torch.equal(gradcam(model, images, "4", "label", labels=labels), expected)
+
+
+def test_tensors_of_all_kinds_are_copied_at_once():
+    given = [
+        torch.tensor([True, False, True]),
+        torch.rand(3, 5).T,
+        torch.arange(3),
+        torch.empty(0, 4),
+        torch.tensor(7.5),
+        torch.rand(2, 3, dtype=torch.float16),
+    ]
+    copies = copied_at_once(given)
+    for one, other in zip(given, copies, strict=True):
+        assert torch.equal(one, other)
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+    assert len({one.untyped_storage().data_ptr() for one in copies if one.numel()}) == 1
