@@ -85,7 +85,9 @@ def build(name: str, samples: int) -> Task:
     make, layer, layout = MODELS[name]
     model = make().eval()
     images = torch.randn(samples, 3, PIXELS, PIXELS)
-    return Task(model, *find_layer(model, layer), layout, images, torch.randint(1000, (samples,)), StandIn(model))
+    return Task(
+        model, *find_layer(model, layer), layout, images, torch.randint(1000, (samples,)), StandIn(model, kept=True)
+    )
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ def main() -> None:
         model = getattr(torchvision.models, name)(weights=None).eval()
         batch = Batch(torch.rand(samples, 3, pixels, pixels), torch.arange(samples))
 
-        stand_in = StandIn(model)
+        stand_in = StandIn(model, kept=True)
 
         def plain(model: torch.nn.Module = model, batch: Batch = batch) -> None:
             with torch.no_grad():
