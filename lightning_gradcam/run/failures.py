@@ -54,6 +54,15 @@ def warn_of_failure(trainer: Trainer, what: str, error: Exception) -> None:
         )
 
 
+def warn_of_no_look(error: Exception, yet: bool = False) -> None:
+    """Warn that the model cannot be looked at, or cannot ``yet``, since its forward has failed."""
+    if yet:
+        what = "cannot look at the model yet, since its forward failed, and tries again after the first validation"
+    else:
+        what = "cannot look at this model; training goes on without maps"
+    warn(f"GradCAMCallback {what}. {type(error).__name__}: {error}")
+
+
 def warn(text: str) -> None:
     """Warn; where the user has made warnings errors, log it: a run must not end by ours."""
     try:

@@ -13,7 +13,7 @@ from lightning_gradcam.attribution.stand_in import NoStandInError
 from lightning_gradcam.attribution.targets import TopTarget, predicted
 from lightning_gradcam.metrics.numbers import localization_of_groups
 from lightning_gradcam.run.checkpoint import empty_history, from_state, to_state
-from lightning_gradcam.run.failures import MAX_FAILURES_IN_A_ROW, left_out, warn, warn_of_failure
+from lightning_gradcam.run.failures import MAX_FAILURES_IN_A_ROW, left_out, warn, warn_of_failure, warn_of_no_look
 from lightning_gradcam.run.history import Measurement, Moment
 from lightning_gradcam.run.observer import Observer, Seen, agree_across_processes, in_forward
 from lightning_gradcam.run.outlets import Outlets, log_numbers, log_numbers_directly
@@ -93,7 +93,7 @@ class Session:
         started = perf_counter()
         if moment is not None:
             self.last_step = trainer.global_step
-        with_gradients = self._guided_due(trainer, moment)
+        with_gradients = _guided_due(self, trainer, moment)
         try:
             probe, seen = self._look(trainer, pl_module, with_gradients)
             measured = self._measure(probe, seen, moment)
@@ -103,13 +103,10 @@ class Session:
             if isinstance(error, NoStandInError):
                 self._failures_in_a_row = MAX_FAILURES_IN_A_ROW
                 self.setup_verified = True  # there will be no other
-                warn(f"GradCAMCallback cannot look at this model; training goes on without maps. {error}")
+                warn_of_no_look(error)
                 return
             if may_wait and not self.setup_verified and in_forward(error):
-                warn(
-                    "GradCAMCallback cannot look at the model yet, since its forward failed, and tries again after the "
-                    f"first validation. {type(error).__name__}: {error}"
-                )
+                warn_of_no_look(error, yet=True)
                 return
             if self._is_fatal:
                 raise
@@ -250,13 +247,14 @@ class Session:
                 'the rest of this run. `on_error="raise"` shows where they fail.'
             )
 
-    def _guided_due(self, trainer: Trainer, moment: Moment | None) -> bool:
-        """Whether guided pictures are drawn now: the first time, every so many observations, and at the end."""
-        if not self.settings.guided or trainer.state.fn != "fit":
-            return False
-        if moment is None:
-            return not self.setup_verified
-        return self.history.count % self.settings.guided == 0 or (moment.complete and stops_here(trainer))
+
+def _guided_due(session: Session, trainer: Trainer, moment: Moment | None) -> bool:
+    """Whether guided pictures are drawn now: the first time, every so many observations, and at the end."""
+    if not session.settings.guided or trainer.state.fn != "fit":
+        return False
+    if moment is None:
+        return not session.setup_verified
+    return session.history.count % session.settings.guided == 0 or (moment.complete and stops_here(trainer))
 
 
 def _when(trainer: Trainer, step: int | None, moment: Moment | None) -> str:
