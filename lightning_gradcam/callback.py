@@ -73,7 +73,7 @@ class GradCAMCallback(Callback):
     ``max_box_acc_v2``        share of samples whose object a box of the map finds, at the threshold      mean
                               that serves best; 0 to 1
     ``pxap``                  average precision of the maps' pixels against the region; 0 to 1
-    ``seconds``               what the observation took on the calling thread
+    ``seconds``               what the observation took on the calling thread, before TensorBoard writes
     ``guided_seconds``        what the guided pictures took, where they follow the last observation
     ``failures``              how many observations of the run have failed so far; logged when one does
     ========================= =========================================================================== ============

@@ -45,7 +45,7 @@ calls = 0
 def target(output, batch):
     global calls
     calls += 1
-    if fault == "fault" and calls == 5 and int(os.environ.get("LOCAL_RANK", 0)) == devices - 1:
+    if fault == "fault" and calls == 6 and int(os.environ.get("LOCAL_RANK", 0)) == devices - 1:
         raise RuntimeError("boom on one process")
     return output.gather(1, batch.labels.to(output.device)[:, None])[:, 0]
 
