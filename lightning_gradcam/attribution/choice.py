@@ -107,8 +107,9 @@ def layouts_of(
     layers: Mapping[str, nn.Module], calls: Sequence[tuple[nn.Module, Sequence[int]]], batch: Batch
 ) -> dict[str, Layout]:
     """How what the layers handed out lies on a grid, told by the shapes of all that the model's modules did."""
-    found = dict(zip((module for module, _ in calls), _find_layouts(calls, batch, layers.values()), strict=True))
-    known = {name: found.get(module) for name, module in layers.items()}
+    wanted = set(map(id, layers.values()))
+    found = dict(zip((id(module) for module, _ in calls), _find_layouts(calls, batch, wanted), strict=True))
+    known = {name: found.get(id(module)) for name, module in layers.items()}
     return {name: layout[0] if layout else channels_first for name, layout in known.items()}
 
 
@@ -213,11 +214,11 @@ def _recording_calls(model: nn.Module, calls: list[_ModuleCall]) -> Iterator[lis
         output = first_tensor(output)
         if isinstance(output, Tensor):
             source = (output.grad_fn, output.output_nr)
-            calls.append(_ModuleCall(names[module], module, tuple(output.shape), source))
+            calls.append(_ModuleCall(names[id(module)][0], module, tuple(output.shape), source))
 
     handles = []
     try:
-        for module in names:
+        for _, module in names.values():
             if not isinstance(module, torch.jit.ScriptModule):
                 handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
         yield head
@@ -227,15 +228,15 @@ def _recording_calls(model: nn.Module, calls: list[_ModuleCall]) -> Iterator[lis
 
 
 def _find_layouts(
-    calls: Iterable[tuple[nn.Module, Sequence[int]]], batch: Batch, wanted: Collection[nn.Module] | None = None
+    calls: Iterable[tuple[nn.Module, Sequence[int]]], batch: Batch, wanted: Collection[int] | None = None
 ) -> Iterator[tuple[Layout, Grid] | None]:
-    """The layout and the grid of every tensor that was handed out, or of those that the wanted modules did."""
+    """The layout and the grid of every tensor that was handed out, or of those of the modules with these ids."""
     samples, _, height, width = batch.images.shape
     seen: dict[Grid, None] = {}
     for module, shape in calls:
-        if len(shape) == 4 and _is_spatial(module):
+        if len(shape) == 4 and (shape[2], shape[3]) not in seen and _is_spatial(module):
             seen[shape[2], shape[3]] = None
-        if wanted is not None and len(shape) == 4 and module not in wanted:
+        if wanted is not None and len(shape) == 4 and id(module) not in wanted:
             yield None
             continue
         found = infer_layout(shape, samples, (height, width), seen)
@@ -254,7 +255,7 @@ def _is_spatial(module: nn.Module) -> bool:
 
 def _candidates(calls: Sequence[_ModuleCall]) -> list[_ModuleCall]:
     """Of the modules that handed out one tensor on a grid, the outermost that was called once."""
-    times = Counter(call.module for call in calls)
+    times = Counter(id(call.module) for call in calls)
     handed: dict[tuple[Node | None, int], list[_ModuleCall]] = {}
     for call in calls:
         node, output = call.source
@@ -267,7 +268,7 @@ def _candidates(calls: Sequence[_ModuleCall]) -> list[_ModuleCall]:
         outer = [
             call
             for call in same
-            if f"{maker.name}.".startswith(f"{call.name}.") and times[call.module] == 1 and call.cells
+            if f"{maker.name}.".startswith(f"{call.name}.") and times[id(call.module)] == 1 and call.cells
         ]
         if node is not None and outer and not isinstance(maker.module, _ADAPTIVE_POOLS):
             found.append(outer[-1])

@@ -262,7 +262,7 @@ def _function(doubles: Doubles, value: FunctionType) -> Any:
 
 
 def _referring_cell(doubles: Doubles, value: CellType) -> CellType:
-    """A cell with what stands for its content; the same one where that is the content itdoubles."""
+    """A cell with what stands for its content; the same one where that is the content itself."""
     if id(value) in doubles.by_id or value == CellType():
         return doubles.by_id.get(id(value), value)
     content = doubles.of(value.cell_contents)

@@ -43,7 +43,7 @@ def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
     """
     model = uncompiled(model)
     if isinstance(layer, nn.Module):
-        for module, name in names_of_modules(model).items():
+        for name, module in names_of_modules(model).values():
             if module is uncompiled(layer):
                 return name, module
         raise ValueError(
@@ -57,7 +57,8 @@ def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
     if len(matches) > 1:
         raise ValueError(f"`target_layer` {layer!r} may mean {' or '.join(sorted(matches))}; give the full name")
     if not matches:
-        closest = difflib.get_close_matches(layer, names_of_modules(model).values(), n=3, cutoff=0)
+        names = [name for name, _ in names_of_modules(model).values()]
+        closest = difflib.get_close_matches(layer, names, n=3, cutoff=0)
         raise ValueError(
             f"`target_layer` {layer!r} is not a layer of {type(model).__name__}; "
             f"the closest names are {', '.join(map(repr, closest))}"
@@ -72,10 +73,13 @@ def uncompiled(module: Any) -> Any:
     return module._modules["_orig_mod"] if compiled else module
 
 
-def names_of_modules(model: nn.Module) -> dict[nn.Module, str]:
-    """The full dotted name of every module in the model, as if nothing were compiled."""
+def names_of_modules(model: nn.Module) -> dict[int, tuple[str, nn.Module]]:
+    """The full dotted name of every module in the model, as if nothing were compiled, and the module, by its id.
+
+    By their ids, since some have a hash or an equality of their own, such as a metric, whose hash moves with its state.
+    """
     named = ((uncompiled(module), re.sub(r"(^|\.)_orig_mod", "", name)) for name, module in model.named_modules())
-    return {module: name.removeprefix(".") for module, name in named if module is not uncompiled(model)}
+    return {id(module): (name.removeprefix("."), module) for module, name in named if module is not uncompiled(model)}
 
 
 def _resolve(module: Any, steps: Sequence[str]) -> tuple[str, nn.Module] | None:

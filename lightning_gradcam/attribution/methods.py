@@ -74,9 +74,10 @@ def check_cam(
 
 def _weighted_modules_after(model: nn.Module, layer: nn.Module, called: Sequence[nn.Module]) -> list[nn.Module]:
     """The modules with parameters or buffers of their own that were called after a layer, in that order."""
-    around = {module for module in model.modules() if any(part is layer for part in module.modules())}
-    later = called[len(called) - called[::-1].index(layer) :]
-    return [module for module in later if module not in around and (module._parameters or module._buffers)]
+    around = {id(module) for module in model.modules() if any(part is layer for part in module.modules())}
+    last = max(place for place, module in enumerate(called) if module is layer)
+    later = called[last + 1 :]
+    return [module for module in later if id(module) not in around and (module._parameters or module._buffers)]
 
 
 def _is_head(layer: nn.Linear, activations: Tensor, output: Any) -> bool:

@@ -137,16 +137,19 @@ def test_a_metric_in_a_forward():
         def __init__(self):
             super().__init__()
             self.mean = torchmetrics.MeanMetric()
+            self.all = torchmetrics.CatMetric()  # its hash moves with its state
             self.parts = {"hidden": torchmetrics.MeanMetric()}
 
         def forward(self, images):
             scores = super().forward(images)
             self.mean.update(scores.detach())
+            self.all(scores.detach().mean())
             self.parts["hidden"](scores.detach())
             return scores
 
     (_, plain), (_, looked_at) = with_and_without(Module)
     assert plain.mean.compute() == looked_at.mean.compute()
+    assert torch.equal(plain.all.compute(), looked_at.all.compute())
     assert plain.parts["hidden"].compute() == looked_at.parts["hidden"].compute()
 
 
