@@ -142,7 +142,7 @@ def _module(doubles: Doubles, module: nn.Module) -> nn.Module:
 
 def _object(doubles: Doubles, value: Any) -> Any:
     """Of an object of the user's own class, which may be a container."""
-    if _is_global(value):
+    if _is_sentinel(value):
         return _shared(doubles, value)
     kind: Any = type(value)
     double = doubles.found(value, kind.__new__(kind))
@@ -308,7 +308,9 @@ def _is_plain(kind: type) -> bool:
     return users and as_usual and bool(kind.__flags__ & _MADE_BY_A_CLASS_STATEMENT)
 
 
-def _is_global(value: Any) -> bool:
-    """Whether an object is a constant of the module of its class, which code may tell by its identity."""
+def _is_sentinel(value: Any) -> bool:
+    """Whether an object holds nothing and is a constant of its class's module, so that code tells it by its identity."""
+    if getattr(value, "__dict__", None) or slots_of(type(value)) or isinstance(value, (dict, *LISTS)):
+        return False
     module = sys.modules.get(type(value).__module__)
     return any(one is value for one in list(vars(module).values())) if module else False

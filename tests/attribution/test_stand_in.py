@@ -168,6 +168,9 @@ class Notes:
         self.count += 1
 
 
+GLOBAL_NOTES = Notes()
+
+
 class Config(dict):
     """A dict whose keys are attributes, as configurations often are."""
 
@@ -354,6 +357,9 @@ KINDS = {
         lambda value: value.move_to_end("a"), lambda: OrderedDict(a=1, b=2), lambda model: list(model.value)
     ),
     "object": on_value(note, Notes, lambda model: (model.value.count, model.value.seen)),
+    "object that is a global": on_value(
+        note, lambda: GLOBAL_NOTES, lambda model: (model.value.count, model.value.seen)
+    ),
     "object with slots": on_value(bump, Slotted, lambda model: model.value.count),
     "namespace": on_value(bump, lambda: SimpleNamespace(count=0), lambda model: model.value.count),
     "dict of the user's": on_value(lambda value: value.update(a=1), Config),
