@@ -65,9 +65,9 @@ class Task:
     stand_in: StandIn
 
 
-def vit_b_16() -> nn.Module:
+def vit_b_16(**options: Any) -> nn.Module:
     """torchvision starts its last layer at zero, which gives no gradient and so no map."""
-    model = models.vit_b_16()
+    model = models.vit_b_16(**options)
     nn.init.normal_(model.get_parameter("heads.head.weight"), std=0.02)
     return model
 

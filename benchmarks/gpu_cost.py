@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from capture_cost import Task, captum, grad_cam, ours, table, torchcam
+from capture_cost import Task, captum, grad_cam, ours, table, torchcam, vit_b_16
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
@@ -43,31 +43,24 @@ from lightning_gradcam.run.session import Session
 GPU = torch.cuda.is_available()
 
 
-def vit(pixels: int) -> nn.Module:
-    """torchvision starts its last layer at zero, which gives no gradient and so no map."""
-    model = models.vit_b_16(image_size=pixels)
-    nn.init.normal_(model.get_parameter("heads.head.weight"), std=0.02)
-    return model
-
-
 MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "ResNet-18": (models.resnet18, "layer4"),
     "ResNet-50": (models.resnet50, "layer4"),
     "MobileNetV3-L": (models.mobilenet_v3_large, "features"),
     "ConvNeXt-T": (models.convnext_tiny, "features"),
     "EfficientNet-B4": (models.efficientnet_b4, "features"),
-    "ViT-B/16": (models.vit_b_16, "encoder.layers[-1].ln_1"),
+    "ViT-B/16": (vit_b_16, "encoder.layers[-1].ln_1"),
 }
 
 
 def build(name: str, samples: int, pixels: int) -> Task:
     torch.manual_seed(0)
     make, layer = MODELS[name]
-    is_vit = make is models.vit_b_16
+    is_vit = make is vit_b_16
     side = pixels // 16
     layout: Layout = Tokens(side, side) if is_vit else channels_first
     device = "cuda" if GPU else "cpu"
-    model = (vit(pixels) if is_vit else make()).eval().to(device)
+    model = (vit_b_16(image_size=pixels) if is_vit else make()).eval().to(device)
     images, labels = torch.randn(samples, 3, pixels, pixels), torch.randint(1000, (samples,))
     layers = find_layer(model, layer)
     return Task(model, *layers, layout, images.to(device), labels.to(device), StandIn(model, kept=True))

@@ -160,22 +160,12 @@ def structure(value: Any) -> str:
     return type(value).__name__
 
 
-def joined(batch: Batch, other: Batch) -> Batch:
-    """Two batches of the same samples as one; what has no entry a sample is taken of the first."""
-    n, others = len(batch.images), iter(_tensors(other))
-
-    def join(tensor: Tensor) -> Tensor:
-        second = next(others)
-        return torch.cat([tensor, second]) if tensor.ndim and len(tensor) == n else tensor
-
-    both = replace(batch, ids=(), groups=()).apply(join)
-    return replace(both, ids=[*batch.ids, *other.ids], groups=[*batch.groups, *other.groups])
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    found: list[Tensor] = []
-    batch.apply(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    return found
+def joined(batch: Batch, images: Tensor) -> Batch:
+    """The batch, and behind it the same samples once more with other images."""
+    n = len(batch.images)
+    both = replace(batch, ids=(), groups=())
+    both = both.apply(lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim and len(tensor) == n else tensor)
+    return replace(both, images=torch.cat([batch.images, images]), ids=[*batch.ids] * 2, groups=[*batch.groups] * 2)
 
 
 def shift(batch: Batch) -> Batch:

@@ -164,7 +164,9 @@ class Doubles:
         return _same_names(now, before)  # in the same order
 
     def _is_known(self, value: Any) -> bool:
-        return type(value) in LEAVES or id(value) in self.originals or _is_plain_tuple(value)
+        if type(value) is tuple:
+            return all(map(self._is_known, value))
+        return type(value) in LEAVES or id(value) in self.originals
 
     def restart(self) -> None:
         """Take from the doubles what a look has left with them, but for the values of tensors and arrays."""
@@ -214,10 +216,6 @@ class Doubles:
         set_items(double, after)
         if self.kept:
             self._items.append((value, items, double, after))
-
-
-def _is_plain_tuple(value: Any) -> bool:
-    return type(value) is tuple and all(type(one) in LEAVES or _is_plain_tuple(one) for one in value)
 
 
 @contextmanager

@@ -309,7 +309,7 @@ def _is_plain(kind: type) -> bool:
 
 
 def _is_sentinel(value: Any) -> bool:
-    """Whether an object holds nothing and is a constant of its class's module, so that code tells it by its identity."""
+    """Whether an object holds nothing and is a constant of its class's module, told by its identity."""
     if getattr(value, "__dict__", None) or slots_of(type(value)) or isinstance(value, (dict, *LISTS)):
         return False
     module = sys.modules.get(type(value).__module__)

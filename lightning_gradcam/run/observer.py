@@ -84,7 +84,7 @@ class Observer:
             seen = self._capture(probe, batch)
             other = None if shifted is None else self._capture(probe, shifted)
         else:
-            seen, other = _halves(self._capture(probe, joined(batch, shifted)))
+            seen, other = _halves(self._capture(probe, joined(batch, shifted.images)))
         if self._joins_shifted is None and shifted is not None and other is not None:
             seen, other = self._try_joined(probe, batch, shifted, seen, other)
         return Seen(
@@ -130,7 +130,7 @@ class Observer:
         """Decide for the run whether both batches go through the model at once, which takes half the calls."""
         self._joins_shifted, apart = False, (seen, other)
         if self.samples_at_once is None and not is_sharded(self._trainer):
-            look = partial(self._attribute, at_once=None, probe=probe, batch=joined(batch, shifted))
+            look = partial(self._attribute, at_once=None, probe=probe, batch=joined(batch, shifted.images))
             with suppress(Exception):  # no memory, or a model or a target that counts on so many samples
                 both = _halves(self._stand_in.look(look))
                 self._joins_shifted = all(map(_alike, both, apart))

@@ -105,7 +105,7 @@ def _requested_val_dataloaders(trainer: Trainer) -> Any:
     source = getattr(trainer.fit_loop.epoch_loop.val_loop, "_data_source", None)
     name = getattr(source, "name", "val_dataloader")
     owner = owner if source is None else source.instance
-    with random_state():
+    with random_state(holder=owner):  # also that of what has no double
         return getattr(Doubles((owner,)).of(owner), name)() if hasattr(owner, name) else owner
 
 
