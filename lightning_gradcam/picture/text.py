@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-# Pillow's own font draws boxes for é, ß, → and others; DejaVu covers Latin, Greek, Cyrillic, Arabic and more.
 _AROUND = 3  # pixels around a line, for what letters have outside their own width
+# Pillow's own font draws boxes for é, ß, → and others; DejaVu covers Latin, Greek, Cyrillic, Arabic and more.
 _FONT = Path(__file__).parent / "fonts" / "DejaVuSansCondensed.ttf"
 
 

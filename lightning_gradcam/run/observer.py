@@ -43,7 +43,6 @@ class Seen:
         target_classes: ``(N,)``, the class that each map is of; ``None`` where the target does not tell.
         prediction: What the model predicts; ``None`` where it is no classifier.
         k: How many scores a sample has.
-        layouts: By the name of a layer, how its output lies on the image.
         gradients: Guided gradients ``(N, c, H, W)``; ``None`` where they were not asked for.
     """
 
@@ -53,7 +52,6 @@ class Seen:
     target_classes: Tensor | None
     prediction: Prediction | None
     k: int
-    layouts: Mapping[str, Layout]
     gradients: Tensor | None = None
 
 
@@ -62,10 +60,13 @@ class Observer:
 
     Attributes:
         samples_at_once: How many samples the memory has room for; ``None``: all.
+        layouts: By the name of a layer, how its output lies on the image, once a look has told. No part of what was
+            seen, which goes from one process to the others: a layout may be any function of the user's.
     """
 
     def __init__(self, trainer: Trainer, pl_module: LightningModule, settings: Settings) -> None:
         self.samples_at_once: int | None = None
+        self.layouts: Mapping[str, Layout] = {}
         self._trainer = trainer
         self._pl_module = pl_module
         self._settings = settings
@@ -87,6 +88,7 @@ class Observer:
             seen, other = _halves(self._capture(probe, joined(batch, shifted.images)))
         if self._joins_shifted is None and shifted is not None and other is not None:
             seen, other = self._try_joined(probe, batch, shifted, seen, other)
+        self.layouts = seen.layouts
         return Seen(
             {prefix: seen.maps[name] for prefix, name in probe.layers.items()},
             {prefix: other.maps[name] for prefix, name in probe.layers.items()} if other else {},
@@ -94,7 +96,6 @@ class Observer:
             seen.classes,
             seen.prediction,
             seen.k,
-            seen.layouts,
         )
 
     def guided_gradients(self, probe: Probe) -> Tensor:

@@ -172,7 +172,7 @@ class Session:
             if self.probe is None:
                 self.probe = self._prepare(observer)
             seen = observer.look(self.probe)
-            self.probe = self.probe.with_first_look(seen.k, seen.layouts)
+            self.probe = self.probe.with_first_look(seen.k, observer.layouts)
             gradients = None
             if with_gradients:
                 with left_out(trainer, "the guided picture", self._is_fatal or is_sharded(trainer)):

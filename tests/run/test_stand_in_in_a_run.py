@@ -1,6 +1,7 @@
 """What a look must not do to a run: to its metrics, loggers, hooks, files and weights, whatever the forward does."""
 
 import gc
+import pickle
 from functools import partial
 
 import numpy as np
@@ -420,3 +421,16 @@ def test_images_and_shifted_images_go_through_a_model_at_once_where_that_is_the_
 
         fit(GradCAMCallback("net.4", samples=3, forward_fn=forward), module, max_epochs=1, num_sanity_val_steps=0)
     assert sizes == {"plain": [3, 3, 6, 6], "counts": [3, 3, 6, 3, 3]}
+
+
+def test_what_was_seen_goes_to_other_processes_whatever_the_users_functions_are(monkeypatch):
+    sent = []
+
+    def broadcast(self, seen, src=0):
+        sent.append(pickle.dumps(seen))
+        return seen
+
+    monkeypatch.setattr(pl.strategies.SingleDeviceStrategy, "broadcast", broadcast)
+    grid, target = lambda output: output, lambda output, batch: output[:, 0]
+    fit(GradCAMCallback("net.4", samples=3, grid=grid, target=target), max_epochs=1)
+    assert len(sent) >= 3
