@@ -46,6 +46,7 @@ from lightning_gradcam.attribution.functional import attribute
 from lightning_gradcam.attribution.layers import find_layer
 from lightning_gradcam.attribution.layout import Layout, Tokens, channels_first
 from lightning_gradcam.attribution.methods import gradcam
+from lightning_gradcam.attribution.question import Question
 from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import label
 
@@ -103,7 +104,7 @@ def ours(task: Task) -> Tensor:
             return model(batch.images.clone())
 
         batch = Batch(task.images, task.labels)
-        return attribute(model, batch, {task.name: task.layout}, run, label, gradcam).maps[task.name]
+        return attribute(model, batch, {task.name: task.layout}, run, Question(label), gradcam).maps[task.name]
 
     return task.stand_in.look(look)
 

@@ -15,6 +15,7 @@ from lightning_gradcam.attribution.functional import attribute
 from lightning_gradcam.attribution.guided import guided_gradients
 from lightning_gradcam.attribution.layout import channels_first
 from lightning_gradcam.attribution.methods import gradcam
+from lightning_gradcam.attribution.question import Question
 from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import label
 
@@ -36,7 +37,9 @@ def main() -> None:
                 model(batch.images)
 
         def capture(model: torch.nn.Module, batch: Batch = batch, layer: str = layer) -> None:
-            attribute(model, batch, {layer: channels_first}, lambda batch: model(batch.images), label, gradcam)
+            attribute(
+                model, batch, {layer: channels_first}, lambda batch: model(batch.images), Question(label), gradcam
+            )
 
         def guide(model: torch.nn.Module, batch: Batch = batch) -> None:
             guided_gradients(model, batch, lambda batch: model(batch.images), label)

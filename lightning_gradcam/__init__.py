@@ -7,7 +7,13 @@ if TYPE_CHECKING:
     from lightning_gradcam.attribution.batch import Batch
     from lightning_gradcam.attribution.functional import gradcam, neuron_importance
     from lightning_gradcam.attribution.guided import GuidedReLUs, guided_backprop, guided_gradcam
-    from lightning_gradcam.attribution.targets import DetectionTarget, SegmentationTarget, TopTarget
+    from lightning_gradcam.attribution.targets import TopTarget
+    from lightning_gradcam.attribution.tasks import (
+        DetectionTarget,
+        EmbeddingTarget,
+        RegressionTarget,
+        SegmentationTarget,
+    )
     from lightning_gradcam.callback import GradCAMCallback
     from lightning_gradcam.metrics.channels import explain
     from lightning_gradcam.picture.display import Display
@@ -21,9 +27,11 @@ __all__ = [
     "DetectionTarget",
     "Display",
     "Drift",
+    "EmbeddingTarget",
     "GradCAMCallback",
     "GuidedReLUs",
     "Record",
+    "RegressionTarget",
     "SegmentationTarget",
     "TopTarget",
     "balanced",
@@ -41,7 +49,8 @@ _HOMES = {
     "attribution.batch": ["Batch"],
     "attribution.functional": ["gradcam", "neuron_importance"],
     "attribution.guided": ["GuidedReLUs", "guided_backprop", "guided_gradcam"],
-    "attribution.targets": ["DetectionTarget", "SegmentationTarget", "TopTarget"],
+    "attribution.targets": ["TopTarget"],
+    "attribution.tasks": ["DetectionTarget", "EmbeddingTarget", "RegressionTarget", "SegmentationTarget"],
     "callback": ["GradCAMCallback"],
     "metrics.channels": ["explain"],
     "picture.display": ["Display"],

@@ -11,11 +11,12 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset
 
-from lightning_gradcam.attribution.batch import Batch, default_batch
+from lightning_gradcam.attribution.batch import Batch
 from lightning_gradcam.attribution.functional import default_forward
 from lightning_gradcam.attribution.layers import check_layers, find_layer
 from lightning_gradcam.attribution.layout import Grid, Layout, as_layout
 from lightning_gradcam.attribution.methods import Method, as_method
+from lightning_gradcam.attribution.reading import default_batch
 from lightning_gradcam.attribution.targets import Target, as_target
 from lightning_gradcam.picture.display import Display
 from lightning_gradcam.run.history import Moment
@@ -192,12 +193,6 @@ class GradCAMCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         check_strategy(trainer)
-        inherited = type(pl_module).forward.__qualname__ == "LightningModule.forward"  # of either distribution
-        if self.settings.forward_fn is default_forward and inherited:
-            raise ValueError(
-                f"{type(pl_module).__name__} defines no `forward`, so `GradCAMCallback` cannot run it; "
-                "pass `forward_fn=lambda module, batch: module.model(batch.images)`"
-            )
         same_trainer, same_module = self._fitted_by == id(trainer), self._fitted == id(pl_module)
         if stage == "fit" or not same_trainer:
             before, self._session = self._session, Session(self.settings)

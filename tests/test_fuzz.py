@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_gradcam import Batch, Display, Drift, GradCAMCallback, gradcam
-from lightning_gradcam.attribution.batch import default_batch
 from lightning_gradcam.attribution.methods import METHODS
+from lightning_gradcam.attribution.reading import default_batch
 
 ANYTHING = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 40), st.floats(-2, 2), st.text(max_size=4), st.lists(st.integers(-1, 9))

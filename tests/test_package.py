@@ -194,7 +194,7 @@ def test_lightning_cli_takes_all_that_a_file_can_say(monkeypatch):
             ["label", "predicted", "1", "[0, 1]", "{class_path: lightning_gradcam.TopTarget, init_args: {k: 2}}"],
         ),
         ("method", ["layercam", "lightning_gradcam.attribution.methods.hirescam"]),
-        ("batch_fn", ["lightning_gradcam.attribution.batch.default_batch"]),
+        ("batch_fn", ["lightning_gradcam.attribution.reading.default_batch"]),
         ("forward_fn", ["lightning_gradcam.attribution.functional.default_forward"]),
         ("drift", ["{reference: 0, alert_above: 0.5}"]),
         ("display", ["{scale: run, mean: 0.5, std: [0.2, 0.2, 0.2], class_names: [a, b, c]}"]),

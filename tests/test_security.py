@@ -79,7 +79,7 @@ def test_tensorboard_gets_plain_tags_and_no_markup(text):
     (card,) = found.Tensors("gradcam/probe/text_summary")
     shown = markdown_to_safe_html(card.tensor_proto.string_val[0].decode())
     assert set(re.findall(r"<(\w+)", shown)) <= {"table", "thead", "tbody", "tr", "th", "td", "code"}
-    assert shown.count("<tr>") == 1 + 6
+    assert shown.count("<tr>") == 1 + 7
 
 
 @hostile

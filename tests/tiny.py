@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_gradcam import Batch, Drift, GradCAMCallback
-from lightning_gradcam.attribution.targets import Prediction
+from lightning_gradcam.attribution.prediction import Prediction
 from lightning_gradcam.run.history import History, Moment
 
 ROOT = Path(__file__).parent.parent

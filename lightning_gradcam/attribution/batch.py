@@ -1,10 +1,12 @@
-"""What is looked at: images with their labels, regions and names, and how a loader's batch is read as such."""
+"""What is looked at: images with their labels, regions and names."""
 
 from __future__ import annotations
 
+import copy
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from lightning_gradcam.attribution.regions import plain_region
 
+_LARGE = 1024 * 1024  # pixels; of larger images one is enough to find things out, and all that is affordable
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -22,7 +26,9 @@ class Batch:
 
     Attributes:
         images: ``(n, c, H, W)``, as the model gets them.
-        labels: Class indices ``(n,)`` or ``(n, 1)``, or multi-hot ``(n, classes)``; ``None`` where there are none.
+        labels: Class indices ``(n,)`` or ``(n, 1)``; one-hot, smoothed or multi-hot ``(n, classes)``; or values, of a
+            regression. ``None`` where there are none. A sample without a label has -1, -100 or NaN, or a row without
+            a 1; entries -1, -100 and NaN of a multi-hot row are unknown.
         regions: Places to mark by name, such as ``"object"``: boxes ``(n, 4)`` as x0, y0, x1, y1 in pixels, right and
             bottom exclusive, or masks ``(n, H, W)`` with values from 0 to 1; torchvision's ``tv_tensors`` too. A box
             without area or an empty mask means that the sample has none. A name of letters, digits, '_', '-' or '.'.
@@ -30,6 +36,9 @@ class Batch:
         ids: How each sample is called in pictures; filled with the dataset's indices where it is left empty.
         groups: The name of the group that each sample belongs to, such as ``"tagged"``; numbers are logged for each
             group as well. Names as those of regions; whole numbers become names.
+        multilabel: Whether a row of labels ``(n, classes)`` may name several classes, so that each class has a
+            probability of its own. ``None``: told by the rows, which sum to 1 where they name one; in a run by those
+            of more samples, and by the losses among the modules.
 
     Raises:
         TypeError: If the images, labels or a region are no tensor.
@@ -42,6 +51,7 @@ class Batch:
     inputs: Any = None
     ids: Sequence[int | str] = ()
     groups: Sequence[str] = ()
+    multilabel: bool | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("images", self.images), ("labels", self.labels)):
@@ -100,8 +110,9 @@ class Batch:
         """Some of the samples; of ``inputs``, what has one entry a sample is cut alike."""
         n = len(self.images)
         cut = replace(self, ids=(), groups=())
-        cut = cut.apply(lambda tensor: tensor[samples] if tensor.ndim and len(tensor) == n else tensor)
-        return replace(cut, ids=self.ids[samples], groups=self.groups[samples])
+        inputs = of_rows(self.inputs, n, lambda rows: rows[samples])
+        cut = replace(cut, inputs=None).apply(lambda tensor: tensor[samples])
+        return replace(cut, inputs=inputs, ids=self.ids[samples], groups=self.groups[samples])
 
     def parts(self, at_once: int | None) -> list[Batch]:
         """The batch in parts of so many samples; ``None``: as one."""
@@ -124,48 +135,56 @@ def check_name(what: str, name: object) -> None:
         )
 
 
-def default_batch(batch: Any) -> Batch:
-    """Read the usual forms of a batch: ``(images, labels)`` or a mapping.
-
-    Args:
-        batch: ``(images, labels)`` as tuple or list, or a mapping with ``"image"``, ``"images"`` or
-            ``"pixel_values"`` and, if there are any, ``"label"`` or ``"labels"``.
-
-    Raises:
-        ValueError: If it is anything else; the message shows its structure and asks for a ``batch_fn``.
-    """
-    images = labels = None
-    if isinstance(batch, Mapping):
-        images = next((batch[key] for key in ("image", "images", "pixel_values") if key in batch), None)
-        labels = next((batch[key] for key in ("label", "labels") if key in batch), None)
-    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
-        images, labels = batch
-    if not isinstance(images, Tensor) or images.ndim != 4 or not isinstance(labels, Tensor | None):
-        raise ValueError(
-            f"cannot read the batch {structure(batch)}; expected (images, labels) or a mapping with 'image' and "
-            "'label', images (n, c, H, W); pass `batch_fn=lambda batch: Batch(images=..., labels=...)`"
-        )
-    return Batch(images, labels)
-
-
-def structure(value: Any) -> str:
-    """Describe nested containers and tensors in one line: ``(tensor (16, 3, 32, 32) float32, int)``."""
+def of_rows(value: Any, n: int, function: Callable[[Any], Any]) -> Any:
+    """Nested containers with ``function`` applied to what has an entry a sample: tensors, and lists of other things."""
     if isinstance(value, Tensor):
-        return f"tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        return function(value) if value.ndim and len(value) == n else value
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {structure(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (tuple, list)):
-        items = ", ".join(structure(item) for item in value[:8]) + (", ..." if len(value) > 8 else "")
-        return f"({items})" if isinstance(value, tuple) else f"[{items}]"
-    return type(value).__name__
+        return with_items(value, {key: of_rows(item, n, function) for key, item in value.items()})
+    if type(value) in (list, tuple) and len(value) == n and not any(has_rows(item, n) for item in value):
+        return function(value)
+    if isinstance(value, (list, tuple)):
+        return with_items(value, {i: of_rows(item, n, function) for i, item in enumerate(value)})
+    if is_dataclass(value) and not isinstance(value, type):
+        names = [one.name for one in fields(value)]
+        return with_items(value, {name: of_rows(getattr(value, name), n, function) for name in names})
+    return value
+
+
+def few_of(batch: Batch) -> Batch:
+    """One or two samples, with which is found out what is the same for all."""
+    return batch.part(slice(2 if math.prod(batch.images.shape[2:]) <= _LARGE else 1))
+
+
+def has_rows(value: Any, n: int) -> bool:
+    """Whether it is a tensor with a row for each of ``n`` samples."""
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == n
+
+
+def with_items(container: Any, items: Mapping[Any, Any]) -> Any:
+    """A copy of a mapping, list, tuple or dataclass with some items replaced, by key, place or name."""
+    if hasattr(container, "_replace"):  # a named tuple
+        return container._replace(
+            **{container._fields[key] if isinstance(key, int) else key: items[key] for key in items}
+        )
+    if isinstance(container, tuple):
+        return type(container)(items.get(i, item) for i, item in enumerate(container))
+    found: Any = copy.copy(container)
+    for key, item in items.items():
+        if isinstance(container, (Mapping, list)):
+            found[key] = item
+        else:  # a dataclass, which may be frozen
+            object.__setattr__(found, key, item)
+    return found
 
 
 def joined(batch: Batch, images: Tensor) -> Batch:
     """The batch, and behind it the same samples once more with other images."""
     n = len(batch.images)
-    both = replace(batch, ids=(), groups=())
-    both = both.apply(lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim and len(tensor) == n else tensor)
-    return replace(both, images=torch.cat([batch.images, images]), ids=[*batch.ids] * 2, groups=[*batch.groups] * 2)
+    inputs = of_rows(batch.inputs, n, lambda rows: torch.cat([rows, rows]) if isinstance(rows, Tensor) else rows * 2)
+    both = replace(batch, ids=(), groups=(), inputs=None).apply(lambda tensor: torch.cat([tensor, tensor]))
+    images = torch.cat([batch.images, images])
+    return replace(both, images=images, inputs=inputs, ids=[*batch.ids] * 2, groups=[*batch.groups] * 2)
 
 
 def shift(batch: Batch) -> Batch:

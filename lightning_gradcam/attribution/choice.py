@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 from torch.nn.modules.module import register_module_forward_hook
 
-from lightning_gradcam.attribution.batch import Batch
+from lightning_gradcam.attribution.batch import Batch, few_of
 from lightning_gradcam.attribution.layers import Layer, find_layer, names_of_modules
 from lightning_gradcam.attribution.layout import Grid, Layout, Tokens, channels_first, first_tensor, infer_layout
 from lightning_gradcam.attribution.targets import Target, score
 
 _ADAPTIVE_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_LARGE = 1024 * 1024  # pixels; of larger images one is enough to choose a layer, and all that is affordable
 # Nodes of the autograd graph that hand on the same values in another order or shape.
 _REORDERINGS = ("PermuteBackward0", "TransposeBackward0", "ViewBackward0", "UnsafeViewBackward0", "CloneBackward0")
+
+
+class NoMapError(ValueError):
+    """There is no map to be had of this model."""
 
 
 @dataclass(eq=False)
@@ -77,8 +80,7 @@ def locate_layers(
         ValueError: If a name is wrong or no layer can be chosen.
     """
     if not layers:
-        few = batch.part(slice(2 if math.prod(batch.images.shape[2:]) <= _LARGE else 1))
-        name, layout, reason = choose_layer(model, few, forward, target)
+        name, layout, reason = choose_layer(model, few_of(batch), forward, target)
         return {name: layout}, reason
     found = dict(find_layer(model, layer) for layer in layers)
     if len(found) < len(layers):

@@ -17,15 +17,10 @@ from lightning_gradcam.attribution.choice import layouts_of, locate_layers, reco
 from lightning_gradcam.attribution.layers import Layer, check_layers, find_layer
 from lightning_gradcam.attribution.layout import Grid, Layout, as_layout, to_map
 from lightning_gradcam.attribution.methods import Method, as_method, cam, check_cam
+from lightning_gradcam.attribution.prediction import Prediction, Words
+from lightning_gradcam.attribution.question import Question, first_look
 from lightning_gradcam.attribution.stand_in import StandIn
-from lightning_gradcam.attribution.targets import (
-    Prediction,
-    Target,
-    as_target,
-    logits_and_labels,
-    score,
-    target_classes,
-)
+from lightning_gradcam.attribution.targets import Target, as_target
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,8 @@ class Attribution:
         alpha: The mean gradient over positions of each layer's channels, ``(N, c)`` float32.
         scores: ``(n,)`` or ``(n, k)`` float32, the target's.
         classes: ``(N,)``, the class that each score is of; ``None`` where the target does not tell.
-        prediction: What the model predicts, of ``N`` rows; ``None`` where its output holds no logits.
+        prediction: What the model predicts, of ``N`` rows; ``None`` where it is no classifier.
+        words: What it says instead, of ``N`` rows; ``None`` where the target does not tell.
     """
 
     layouts: dict[str, Layout]
@@ -50,6 +46,7 @@ class Attribution:
     scores: Tensor
     classes: Tensor | None
     prediction: Prediction | None
+    words: Words | None
 
     @property
     def k(self) -> int:
@@ -62,7 +59,7 @@ def attribute(
     batch: Batch,
     layouts: Mapping[str, Layout | None],
     forward: Callable[[Batch], Any],
-    target: Target,
+    question: Question,
     method: Method,
     at_once: int | None = None,
 ) -> Attribution:
@@ -74,7 +71,7 @@ def attribute(
         layouts: The layers by their full dotted names, and how the output of each lies on a grid; ``None``: the
             forward tells.
         forward: Runs the model on the batch.
-        target: ``(output, batch) -> scores (n,)`` or ``(n, k)``.
+        question: What is asked.
         method: ``(activations, gradients) -> map (n, h, w)``.
         at_once: How many samples to run at a time, to save memory; ``None``: all.
 
@@ -83,22 +80,26 @@ def attribute(
     """
     parts = batch.parts(at_once)
     if len(parts) > 1:
-        return _join([attribute(model, part, layouts, forward, target, method) for part in parts])
+        return _join([attribute(model, part, layouts, forward, question, method) for part in parts])
     # What was made in inference mode could take no part in a graph.
     batch = batch.apply(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
     n = len(batch.images)
     layers = dict(find_layer(model, name) for name in layouts)
+    answer = question.to_answer(forward)
     with recording_shapes() if method is cam or None in layouts.values() else nullcontext([]) as calls:
-        seen = capture(layers, lambda: forward(batch), lambda output: score(target, output, batch))
+        seen = capture(layers, lambda: answer(batch), lambda found: question(found, batch))
+    decided = question.with_activation_of(seen.output)
+    if decided != question:
+        return attribute(model, batch, layouts, forward, decided, method)
     known = {name: layout for name, layout in layouts.items() if layout}
     if len(known) < len(layouts):
         known = layouts_of(layers, calls, batch)
-    scores = seen.scores.reshape(n, -1)
+    scores, said = seen.scores.reshape(n, -1), seen.output
     maps, alpha = {}, {}
     for name, layout in known.items():
         activations = to_map(name, seen.activations[name], layout, n).float()
         if method is cam:
-            check_cam(name, model, layers[name], [module for module, _ in calls], activations, seen.output)
+            check_cam(name, model, layers[name], [module for module, _ in calls], activations, said.logits)
         of_each_score = seen.gradients[name].reshape(scores.shape[1], *seen.activations[name].shape)
         gradients = [layout(one).float() for one in of_each_score]
         signed = [method(activations, one) for one in gradients]
@@ -107,12 +108,19 @@ def attribute(
             raise ValueError(f"`method` must give one map a sample, shape {expected}, got {got}")
         maps[name] = torch.stack(signed, 1).flatten(0, 1)
         alpha[name] = torch.stack([one.mean((2, 3)) for one in gradients], 1).flatten(0, 1)
-    classes = target_classes(target, seen.output, batch, seen.scores.shape)
-    said = logits_and_labels(seen.output, batch)
-    found = maps, alpha, seen.scores.float(), None if classes is None else classes.flatten(), said
-    maps, alpha, given, classes, (said, labels) = _to_host(found)
-    prediction = None if said is None else Prediction.of(said, labels).repeated(scores.shape[1])
-    return Attribution(known, maps, alpha, given, classes, prediction)
+    classes, words = question.classes(said, batch, seen.scores.shape), question.words(said, batch)
+    found = (
+        maps,
+        alpha,
+        seen.scores.float(),
+        None if classes is None else classes.flatten(),
+        question.predict(said, batch),
+    )
+    maps, alpha, given, classes, (logits, labels) = _to_host(found)
+    k, prediction = scores.shape[1], None
+    if logits is not None:
+        prediction = Prediction.of(logits, labels, question.has_sigmoid).repeated(k)
+    return Attribution(known, maps, alpha, given, classes, prediction, None if words is None else words.repeated(k))
 
 
 def _to_host(found: Any) -> Any:
@@ -147,6 +155,8 @@ def _join(parts: Sequence[Any]) -> Any:
         return first
     if isinstance(first, dict):
         return {key: _join([part[key] for part in parts]) for key in first}
+    if isinstance(first, list):
+        return [one for part in parts for one in part]
     return type(first)(*(_join([getattr(part, field.name) for part in parts]) for field in fields(first)))
 
 
@@ -164,6 +174,7 @@ def rows_of(seen: Attribution, rows: slice) -> Attribution:
         seen.scores[samples],
         None if seen.classes is None else seen.classes[rows],
         prediction,
+        seen.words and Words(seen.words.truth[rows], seen.words.said[rows]),
     )
 
 
@@ -266,8 +277,14 @@ def _attribute_layer(
         def forward(batch: Batch) -> Any:
             return model(batch.images.clone())
 
-        own = [stand_in.of(one) for one in (ask, compute)]
-        layouts, _ = locate_layers(model, list(map(stand_in.of, layers)), layout, batch, forward, own[0])
-        return attribute(model, batch, layouts, forward, *own), next(iter(layouts))
+        question, own = Question(stand_in.of(ask)), stand_in.of(compute)
+        if not layers:
+            question = question.with_activation_of(
+                question.to_answer(lambda batch: first_look(forward, batch)[0])(batch)
+            )
+        answer = question.to_answer(forward)
+        layouts, _ = locate_layers(model, list(map(stand_in.of, layers)), layout, batch, answer, question)
+        seen = attribute(model, batch, layouts, forward, question, own)
+        return seen, next(iter(layouts))
 
     return stand_in.look(look)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_gradcam.attribution.batch import Batch, structure
-from lightning_gradcam.attribution.regions import region_masks
+from lightning_gradcam.attribution.batch import Batch
+from lightning_gradcam.attribution.labels import class_labels, labelled
+from lightning_gradcam.attribution.outputs import find_logits, flat
+from lightning_gradcam.attribution.reading import item, structure
 
 # Returns a tensor (n,), or (n, k) for several scores a sample; a target whose questions are classes may tell them by a
-# method `classes(output, batch)` of the same shape. LightningCLI would take a class path for one of a `Tensor`.
+# method `classes(output, batch)` of the same shape, and what its captions say by a method `words(output, batch)` that
+# gives `Words`. LightningCLI would take a class path for one of a `Tensor`.
 Target = Callable[[Any, Batch], Any]
 
 
@@ -24,44 +26,35 @@ def logits(output: Any, samples: int) -> Tensor:
     """Find the logits ``(n, classes)`` in what a classifier returned.
 
     Args:
-        output: A tensor, an object with ``.logits``, a mapping with ``"logits"``, or a tuple or list that starts
-            with one of these. A one-logit head may leave its last dimension out.
+        output: See :func:`~lightning_gradcam.attribution.outputs.find_logits`.
         samples: The number of samples ``n``.
 
     Raises:
         ValueError: If there are none; the message says to pass a function as target.
     """
-    found = _logits_in(output)
-    if isinstance(found, Tensor) and found.ndim < 2 and found.numel() and found.numel() % samples == 0:
-        found = found.reshape(samples, -1)
-    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != samples:
-        got = f"a tensor {tuple(found.shape)}" if isinstance(found, Tensor) else type(output).__name__
+    path = find_logits(output, samples)
+    found = None if path is None else flat(item(output, path), samples)
+    if found is None or found.ndim != 2:
         raise ValueError(
-            f"no logits ({samples}, classes) in the model's output, got {got}; "
+            f"no logits ({samples}, classes) in the model's output, got {structure(output)}; "
             "pass a function `(output, batch) -> scores (n,)` as `target`"
         )
     return found
 
 
-def _logits_in(output: Any) -> Any:
-    if isinstance(output, (tuple, list)) and output and not hasattr(output, "logits"):
-        output = output[0]
-    if isinstance(output, Mapping) and "logits" in output:
-        output = output["logits"]
-    return getattr(output, "logits", output)
-
-
 def label(output: Any, batch: Batch) -> Tensor:
     """The logit of each sample's label, ``(n,)``.
 
-    A one-logit head gives the logit for label 1 and its negative for label 0. Multi-hot labels ``(n, classes)``
-    give the sum of the logits of a sample's labels.
+    A one-logit head gives the logit for label 1 and its negative for label 0. Rows that name several classes give the
+    sum of their logits. Of a sample without a label it is the logit of the predicted class.
     """
     scores = logits(output, len(batch.images))
-    labels = _labels(batch, scores.shape[1]).to(scores.device)
+    labels = class_labels(batch, scores.shape[1]).to(scores.device)
     if labels.ndim == 2:
-        return (scores * labels).sum(1)
-    return two_class_logits(scores).gather(1, labels[:, None])[:, 0]
+        asked = (scores * (labels == 1)).sum(1)
+    else:
+        asked = two_class_logits(scores).gather(1, labels.clamp_min(0)[:, None])[:, 0]
+    return torch.where(labelled(labels), asked, predicted(output, batch))
 
 
 def predicted(output: Any, batch: Batch) -> Tensor:
@@ -129,99 +122,6 @@ class _Classes:
         return torch.tensor(self.indices).expand(len(batch.images), -1)
 
 
-@dataclass(frozen=True)
-class SegmentationTarget:
-    """The mean logit of one class over a part of each image, ``(n,)``: for semantic segmentation.
-
-    The model's output is ``(n, classes, H', W')``, at any resolution, or has this as ``["out"]``, ``.logits`` or
-    ``["logits"]``. With a single output channel its logit is that of class 1, and its negative of class 0.
-
-    Attributes:
-        index: The class, counted from 0.
-        region: The region of the batch to take the mean over, in every epoch the same. ``None``: the pixels that the
-            model itself gives to the class. Where there are none the score is 0 and the map empty.
-
-    Source: Vinogradova et al. 2020, arXiv 2002.11434, equation 2, divided by the number of pixels.
-    """
-
-    index: int
-    region: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_index(self.index)
-
-    def __call__(self, output: Any, batch: Batch) -> Tensor:
-        """Score an output; raise a ``ValueError`` where it holds no such logits or the batch no such region."""
-        pixels = output["out"] if isinstance(output, Mapping) and "out" in output else _logits_in(output)
-        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or len(pixels) != len(batch.images):
-            got = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(output).__name__
-            raise ValueError(f"no logits (n, classes, H, W) in the model's output, got {got}")
-        pixels = pixels.float()  # a sum over pixels is too large for half precision
-        pixels = two_class_logits(pixels)
-        if self.index >= pixels.shape[1]:
-            raise ValueError(f"`index` {self.index} is outside the model's {pixels.shape[1]} classes")
-        if self.region is None:
-            mask = (pixels.argmax(1) == self.index).to(pixels.dtype)
-        else:
-            mask = region_masks(_region(batch, self.region), (batch.images.shape[2], batch.images.shape[3]))
-            mask = F.interpolate(mask[:, None], pixels.shape[2:], mode="area")[:, 0]
-        return (pixels[:, self.index] * mask).sum((1, 2)) / mask.sum((1, 2)).clamp_min(1e-6)
-
-
-@dataclass(frozen=True)
-class DetectionTarget:
-    """The summed scores of the boxes of one class, ``(n,)``: for object detection.
-
-    The model's output is that of torchvision's detectors in eval mode: for every image a mapping with ``"boxes"``
-    ``(k, 4)``, ``"labels"`` and ``"scores"``, both ``(k,)``.
-
-    Attributes:
-        index: The class, as in ``"labels"``.
-        region: The region of the batch, given as boxes, that a box must overlap by half (intersection over union).
-            ``None``: all boxes of the class count. Where there are none the score is 0 and the map empty.
-    """
-
-    index: int
-    region: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_index(self.index)
-
-    def __call__(self, output: Any, batch: Batch) -> Tensor:
-        """Score an output; raise a ``ValueError`` where it holds no boxes or the batch no such region."""
-        from torchvision.ops import box_iou
-
-        fields = {"boxes", "labels", "scores"}
-        found = output if isinstance(output, (list, tuple)) and len(output) == len(batch.images) else ()
-        if not found or not all(isinstance(image, Mapping) and fields <= image.keys() for image in found):
-            raise ValueError(f"no boxes, labels and scores of each image in the model's output, {structure(output)}")
-        places = None if self.region is None else _region(batch, self.region)
-        if places is not None and places.ndim != 2:
-            raise ValueError(f"`region` {self.region!r} must be boxes (n, 4), got {tuple(places.shape)}")
-        scores = []
-        for i, image in enumerate(found):
-            chosen = image["labels"] == self.index
-            if places is not None:
-                chosen = chosen & (box_iou(image["boxes"], places[i : i + 1].to(image["boxes"]))[:, 0] >= 0.5)
-            scores.append(image["scores"][chosen].sum())
-        return torch.stack(scores)
-
-
-def _check_index(index: int) -> None:
-    if not _is_class(index):
-        raise ValueError(f"`index` must be a class, 0 or above, got {index!r}")
-
-
-def _is_class(index: Any) -> bool:
-    return isinstance(index, Integral) and not isinstance(index, bool) and int(index) >= 0
-
-
-def _region(batch: Batch, name: str) -> Tensor:
-    if name not in batch.regions:
-        raise ValueError(f"`region` {name!r} is not one of the batch's regions, {sorted(batch.regions)}")
-    return batch.regions[name]
-
-
 def score(target: Target, output: Any, batch: Batch) -> Tensor:
     """The target's scores, ``(n,)`` or ``(n, k)``; raise a ``ValueError`` where it gives anything else."""
     scores, samples = target(output, batch), len(batch.images)
@@ -262,7 +162,7 @@ def as_target(target: str | int | Sequence[int] | Target) -> Target:
             raise ValueError(f"{allowed}, got {target!r}")
         return TARGETS[target]
     if isinstance(target, Sequence):
-        if not target or not all(map(_is_class, target)) or len(set(target)) < len(target):
+        if not target or not all(map(is_class, target)) or len(set(target)) < len(target):
             raise ValueError(
                 f"`target` as classes must be indices, at least one, none twice, 0 or above, got {target!r}"
             )
@@ -277,84 +177,15 @@ def as_target(target: str | int | Sequence[int] | Target) -> Target:
     raise TypeError(f"{allowed}, got {got}")
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a classifier says of each sample.
-
-    Attributes:
-        probabilities: ``(n, classes)`` in [0, 1], on the CPU; two columns for a one-logit head. Softmax, or
-            sigmoid for a one-logit head and for multi-hot labels.
-        classes: ``(n,)``, the index of the largest probability.
-        right: ``(n,)`` bool, whether that class is the sample's label or one of its labels; ``None`` without labels.
-    """
-
-    probabilities: Tensor
-    classes: Tensor
-    right: Tensor | None
-
-    @classmethod
-    def of(cls, scores: Tensor, labels: Tensor | None) -> Prediction:
-        """What logits ``(n, classes)`` say, of samples with these class indices ``(n,)`` or multi-hot labels."""
-        if scores.shape[1] == 1:
-            positive = scores.sigmoid()
-            probabilities = torch.cat([1 - positive, positive], 1)
-        elif labels is not None and labels.ndim == 2:
-            probabilities = scores.sigmoid()
-        else:
-            probabilities = scores.softmax(1)
-        classes = probabilities.argmax(1)
-        if labels is None:
-            right = None
-        elif labels.ndim == 2:
-            right = labels.gather(1, classes[:, None])[:, 0] > 0
-        else:
-            right = labels == classes
-        return cls(probabilities, classes, right)
-
-    def repeated(self, times: int) -> Prediction:
-        """The same with each sample so many times in a row."""
-        right = None if self.right is None else self.right.repeat_interleave(times, 0)
-        return Prediction(
-            self.probabilities.repeat_interleave(times, 0), self.classes.repeat_interleave(times, 0), right
-        )
+def is_class(index: Any) -> bool:
+    """Whether it is a whole number of at least 0."""
+    return isinstance(index, Integral) and not isinstance(index, bool) and int(index) >= 0
 
 
-def predict(output: Any, batch: Batch) -> Prediction | None:
-    """Read the predictions from a model's output; ``None`` where it holds no logits ``(n, classes)``."""
-    scores, labels = logits_and_labels(output, batch)
-    if scores is None:
-        return None
-    return Prediction.of(scores.cpu(), None if labels is None else labels.cpu())
+def reads_logits(target: Target) -> bool:
+    """Whether it is one of the targets that ask for classes."""
+    return target in (label, predicted) or isinstance(target, (TopTarget, _Classes)) or _is_class_score(target)
 
 
-def logits_and_labels(output: Any, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-    """The logits ``(n, classes)`` in a model's output, float32, and what labels there are; both ``None`` without."""
-    try:
-        scores = logits(output, len(batch.images)).detach().as_subclass(Tensor).float()
-        return scores, None if batch.labels is None else _labels(batch, scores.shape[1]).as_subclass(Tensor)
-    except ValueError:
-        return None, None
-
-
-def _labels(batch: Batch, outputs: int) -> Tensor:
-    """Labels as class indices ``(n,)`` or multi-hot ``(n, classes)``, checked against the number of outputs."""
-    labels = batch.labels
-    if labels is None:
-        raise ValueError(
-            '`target="label"` needs labels and the batch has none; '
-            'give `labels`, in a run from `batch_fn`, or use `target="predicted"` or a class index'
-        )
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim == 2:
-        if labels.shape[1] != outputs:
-            raise ValueError(f"multi-hot labels {tuple(labels.shape)} do not match the model's {outputs} outputs")
-        return labels
-    classes = max(2, outputs)
-    indices = labels.long()
-    outside = (indices < 0) | (indices >= classes) | (indices != labels)
-    if outside.any():
-        raise ValueError(
-            f"label {labels[outside][0].item()} is outside the model's {classes} classes, 0 to {classes - 1}"
-        )
-    return indices
+def _is_class_score(target: Target) -> bool:
+    return isinstance(target, partial) and target.func is class_score

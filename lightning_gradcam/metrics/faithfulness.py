@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from lightning_gradcam.attribution.batch import Batch
 from lightning_gradcam.attribution.functional import default_forward
+from lightning_gradcam.attribution.question import predict
 from lightning_gradcam.attribution.stand_in import StandIn
-from lightning_gradcam.attribution.targets import Target, as_target, label, logits, predict, score
+from lightning_gradcam.attribution.targets import Target, as_target, label, logits, score
 
 Baseline = float | Sequence[float] | Tensor | Callable[[Tensor], Tensor]
 Forward = Callable[[nn.Module, Batch], Any]

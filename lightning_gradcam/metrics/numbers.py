@@ -53,11 +53,12 @@ def aggregate(values: Mapping[str, Tensor]) -> dict[str, float]:
     return numbers
 
 
-def by_group(groups: Sequence[str], n: int) -> dict[str, Tensor]:
-    """The positions of all ``n`` samples and of those of each group, by the suffix of their keys."""
-    parts = {"": torch.arange(n)}
+def by_group(groups: Sequence[str], n: int, counted: Tensor | None = None) -> dict[str, Tensor]:
+    """The positions of all ``n`` samples, or of those that count, and of each group's, by the suffix of their keys."""
+    parts = {"": torch.arange(n) if counted is None else counted}
     for name in dict.fromkeys(groups):
-        parts[f"/{name}"] = torch.tensor([i for i, group in enumerate(groups) if group == name])
+        members = [i for i in parts[""].tolist() if groups[i] == name]
+        parts[f"/{name}"] = torch.tensor(members, dtype=torch.long)
     return parts
 
 
@@ -113,6 +114,7 @@ def localization_of_groups(
     groups: Sequence[str],
     target_classes: Tensor | None,
     k: int | None,
+    counted: Tensor | None = None,
 ) -> dict[str, float]:
     """:func:`localization_numbers` of each layer, and of each group of samples, by full key.
 
@@ -123,11 +125,12 @@ def localization_of_groups(
         groups: The name of each row's group; may be empty.
         target_classes: As there.
         k: As there.
+        counted: The positions of the samples that count; ``None``: all.
     """
     boxes = outline_boxes(masks > 0.5)
     single = None if labels is None or labels.numel() > len(labels) else labels.flatten()
     numbers = {}
-    for suffix, members in by_group(groups, len(masks)).items():
+    for suffix, members in by_group(groups, len(masks), counted).items():
         truths, classes = (None if one is None else one[members] for one in (single, target_classes))
         for prefix, one in maps.items():
             found = localization_numbers(one[members], boxes[members], masks[members], truths, classes, k)

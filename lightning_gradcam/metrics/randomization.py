@@ -16,6 +16,7 @@ from lightning_gradcam.attribution.functional import attribute, default_forward
 from lightning_gradcam.attribution.layers import Layer, check_layers
 from lightning_gradcam.attribution.layout import Grid, Layout, as_layout
 from lightning_gradcam.attribution.methods import Method, as_method
+from lightning_gradcam.attribution.question import Question
 from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import Target, as_target
 from lightning_gradcam.metrics.faithfulness import (
@@ -92,7 +93,7 @@ def randomization(
         layouts, _ = locate_layers(model, list(map(stand_in.of, layer)), layout, asked, run, ask)
 
         def maps() -> Tensor:
-            seen = attribute(model, asked, layouts, run, ask, method, at_once)
+            seen = attribute(model, asked, layouts, run, Question(ask), method, at_once)
             check_single(seen.k)
             (signed,) = seen.maps.values()
             return signed

@@ -12,7 +12,8 @@ from PIL.ImageFont import FreeTypeFont
 from torch import Tensor
 
 from lightning_gradcam.attribution.batch import Batch, sample_name
-from lightning_gradcam.attribution.targets import Prediction
+from lightning_gradcam.attribution.labels import NO_LABEL
+from lightning_gradcam.attribution.prediction import Prediction, Words
 from lightning_gradcam.picture.draw import (
     GUTTER,
     LINE,
@@ -40,9 +41,9 @@ class Caption:
     """The strip under a tile: two lines, each with a left and a right part.
 
     Attributes:
-        sample: The sample's id and label, and the probability of that label.
-        prediction: The predicted class, or of several maps a sample the class asked for; its probability, and behind
-            a Δ the drift.
+        sample: The sample's id and label, and the probability of that label, or what else is true of it.
+        prediction: The predicted class, or of several maps a sample the class asked for, or what a model that is no
+            classifier says; the class's probability, and behind a Δ the drift.
         right: Whether that class is right; ``None`` where that is not known, or it is another class that was asked for.
         note: Why no map is drawn; empty where one is.
     """
@@ -61,6 +62,7 @@ def captions(
     drift: Tensor | None = None,
     target_classes: Tensor | None = None,
     k: int = 1,
+    words: Words | None = None,
 ) -> list[Caption]:
     """Say for each row what it is, what the model predicts or was asked for, and whether its map can be drawn.
 
@@ -72,6 +74,7 @@ def captions(
         drift: ``(n,)``, how far each map has moved since the observation before; NaN where that is not known.
         target_classes: ``(n,)``, the class that each map is of, where the target tells.
         k: How many rows a sample has.
+        words: What a model says that is no classifier.
     """
 
     def name(index: float) -> str:
@@ -80,32 +83,37 @@ def captions(
     result, why = [], notes(maps)
     for i, sample in enumerate(batch.ids or range(len(batch.images))):
         truths = [] if batch.labels is None else _classes_of_label(batch.labels[i])
-        title = " ".join([sample_name(sample), "+".join(name(truth) for truth in truths)]).strip()
-        probability = words = confidence = ""
+        label = "no label" if batch.labels is not None and not truths else "+".join(name(truth) for truth in truths)
+        title = f"{sample_name(sample)} {label}".strip()
+        probability = said = confidence = ""
         right = None
         if prediction is not None:
             row, chosen = prediction.probabilities[i], int(prediction.classes[i])
             known = len(truths) == 1 and truths[0] in range(len(row))
             probability = f"{row[int(truths[0])]:.2f}" if known else ""
-            right = None if prediction.right is None else bool(prediction.right[i])
+            right = None if prediction.right is None or prediction.right[i] < 0 else bool(prediction.right[i])
             if k > 1 and target_classes is not None:
                 target = int(target_classes[i])
                 right = True if target in truths else right if target == chosen else None
                 chosen = target
-            words = ("x " if right is False else "") + f"{'pred' if k == 1 else 'for'} {name(chosen)}"
+            said = ("x " if right is False else "") + f"{'pred' if k == 1 else 'for'} {name(chosen)}"
             confidence = f"{row[chosen]:.2f}" if chosen in range(len(row)) else ""
+        elif words is not None:
+            about = "" if target_classes is None or target_classes[i] < 0 else f"{name(int(target_classes[i]))} "
+            probability, said = words.truth[i], f"{about}{words.said[i]}"
         if k > 1 and (target_classes is None or prediction is None):
-            words, confidence, right = f"score {i % k + 1}", "", None
+            said, confidence, right = f"score {i % k + 1}", "", None
         if drift is not None and not drift[i].isnan():
             confidence = f"{confidence} Δ{drift[i]:.2f}".strip()
-        result.append(Caption((title, probability), (words, confidence), right, why[i]))
+        result.append(Caption((title, probability), (said, confidence), right, why[i]))
     return result
 
 
 def _classes_of_label(label: Tensor) -> list[float]:
+    """The classes that a label names, or its value; empty where it is none."""
     if label.numel() == 1:
-        return [float(label)]
-    return [int(index) for index in label.nonzero()[:, 0]]
+        return [] if label.isnan() or label == NO_LABEL else [float(label)]
+    return [int(index) for index in (label == 1).nonzero()[:, 0]]
 
 
 def grid(

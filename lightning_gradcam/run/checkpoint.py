@@ -9,6 +9,7 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_gradcam.attribution.methods import ADDITIVE_METHODS
+from lightning_gradcam.attribution.question import to_state as reading_state
 from lightning_gradcam.run.history import History
 from lightning_gradcam.run.probe import Probe
 from lightning_gradcam.run.samples import Fingerprint
@@ -37,24 +38,24 @@ def empty_history(settings: Settings) -> History:
     return History(settings.prefix, settings.drift, settings.method in ADDITIVE_METHODS)
 
 
-def to_state(
-    settings: Settings, probe: Probe, history: History, failures: int, record: dict[str, Any] | None
-) -> dict[str, Any]:
+def to_state(probe: Probe, history: History, failures: int, record: dict[str, Any] | None) -> dict[str, Any]:
     """Plain values and tensors, for a checkpoint."""
     return {
         "layout": _LAYOUT,
         "fingerprint": asdict(probe.fingerprint),
         "layers": list(probe.layers.values()),
-        "question": settings.history_question,
+        "question": probe.settings.history_question,
+        "reading": reading_state(probe.question),
         "failures": failures,
         "history": history.state(),
         "record": record,
     }
 
 
-def from_state(state: Mapping[str, Any], settings: Settings, probe: Probe) -> Resumed:
+def from_state(state: Mapping[str, Any], probe: Probe) -> Resumed:
     """Go on with the history of the run that is resumed, where its samples, layers and question are the same."""
-    history, layers, question = empty_history(settings), list(probe.layers.values()), settings.history_question
+    settings, layers = probe.settings, list(probe.layers.values())
+    history, question = empty_history(settings), settings.history_question
     if not state:
         return Resumed(history)
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gradcam.attribution.targets import Prediction
+from lightning_gradcam.attribution.prediction import Prediction
 from lightning_gradcam.metrics import drift as measures
 from lightning_gradcam.metrics.numbers import aggregate, by_group, describe, worst_value
 from lightning_gradcam.picture.filmstrip import COLUMNS, ROWS, Frame, frame_maps
@@ -193,6 +193,7 @@ class History:
         regions: Mapping[str, Tensor],
         groups: Sequence[str] = (),
         target_classes: Tensor | None = None,
+        counted: Tensor | None = None,
     ) -> Measurement:
         """Measure an observation against the run so far, and change nothing.
 
@@ -203,8 +204,9 @@ class History:
             regions: Masks ``(n, H, W)`` by name.
             groups: The name of each sample's group; may be empty.
             target_classes: ``(n,)``, the class that each map is of; ``None`` where it is always the same question.
+            counted: The positions of the samples that numbers are taken over; ``None``: all.
         """
-        parts = by_group(groups, len(next(iter(maps.values()))))
+        parts = by_group(groups, len(next(iter(maps.values()))), counted)
         measured = Measurement({}, {}, {}, {})
         for prefix, signed in maps.items():
             track = self._track(prefix, signed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,10 +15,12 @@ from lightning_gradcam.attribution.batch import Batch, joined, shift
 from lightning_gradcam.attribution.functional import Attribution, attribute, rows_of
 from lightning_gradcam.attribution.guided import guided_gradients
 from lightning_gradcam.attribution.layout import Layout
-from lightning_gradcam.attribution.targets import Prediction
+from lightning_gradcam.attribution.prediction import Prediction, Words
+from lightning_gradcam.attribution.question import Question
 from lightning_gradcam.run.failures import OtherProcessError
-from lightning_gradcam.run.probe import Probe, prepare
+from lightning_gradcam.run.probe import Probe
 from lightning_gradcam.run.settings import Settings
+from lightning_gradcam.run.setup import prepare
 from lightning_gradcam.run.trainer import (
     LightningModule,
     Trainer,
@@ -42,6 +44,7 @@ class Seen:
         scores: ``(N,)``, the target's.
         target_classes: ``(N,)``, the class that each map is of; ``None`` where the target does not tell.
         prediction: What the model predicts; ``None`` where it is no classifier.
+        words: What it says instead, where the target tells.
         k: How many scores a sample has.
         gradients: Guided gradients ``(N, c, H, W)``; ``None`` where they were not asked for.
     """
@@ -51,6 +54,7 @@ class Seen:
     scores: Tensor
     target_classes: Tensor | None
     prediction: Prediction | None
+    words: Words | None
     k: int
     gradients: Tensor | None = None
 
@@ -73,9 +77,9 @@ class Observer:
         self._stand_in = stand_in_for(trainer, pl_module)
         self._joins_shifted: bool | None = None  # whether images and shifted images run as one batch, once known
 
-    def prepare(self) -> Probe:
-        """See :func:`~lightning_gradcam.run.probe.prepare`."""
-        return prepare(self._trainer, self._pl_module, self._settings, self._stand_in, self._forward)
+    def prepare(self, restored: Mapping[str, Any] | None = None) -> Probe:
+        """See :func:`~lightning_gradcam.run.setup.prepare`."""
+        return prepare(self._trainer, self._pl_module, self._settings, self._stand_in, self._run, restored)
 
     def look(self, probe: Probe) -> Seen:
         """Capture the maps of the batch and, for the noise floor, those of its images shifted by one pixel."""
@@ -95,6 +99,7 @@ class Observer:
             seen.scores.flatten(),
             seen.classes,
             seen.prediction,
+            seen.words,
             seen.k,
         )
 
@@ -103,14 +108,13 @@ class Observer:
         batch = probe.batch.apply(lambda tensor: tensor.to(self._pl_module.device))
 
         def run(model: nn.Module, at_once: int | None) -> Tensor:
-            target = self._stand_in.of(self._settings.target)
-            return guided_gradients(model, batch, partial(self._forward, model), target, at_once).flatten(0, -4)
+            forward, question = self._ask(model, probe)
+            return guided_gradients(model, batch, question.to_answer(forward), question, at_once).flatten(0, -4)
 
         return self._within_memory(len(batch.images), run)
 
-    def _forward(self, model: nn.Module, batch: Batch) -> Any:
+    def _run(self, forward_fn: Callable[[Any, Batch], Any], model: nn.Module, batch: Batch) -> Any:
         """Run a stand-in as the user's steps would run the module; :func:`in_forward` tells what it raises."""
-        forward_fn = self._stand_in.of(self._settings.forward_fn)
         try:
             with self._trainer.precision_plugin.forward_context():
                 return forward_fn(model, batch.apply(Tensor.clone))  # it may change its input in place
@@ -118,12 +122,19 @@ class Observer:
             vars(error)[_IN_FORWARD] = True
             raise
 
+    def _ask(self, model: nn.Module, probe: Probe) -> tuple[Callable[[Batch], Any], Question]:
+        """The forward of a stand-in, and the question whose target means its parts."""
+        forward = partial(self._run, self._stand_in.of(probe.settings.forward_fn), model)
+        return forward, replace(probe.question, target=self._stand_in.of(probe.question.target))
+
     def _capture(self, probe: Probe, batch: Batch) -> Attribution:
         return self._within_memory(len(batch.images), partial(self._attribute, probe=probe, batch=batch))
 
     def _attribute(self, model: nn.Module, at_once: int | None, *, probe: Probe, batch: Batch) -> Attribution:
-        target, method = map(self._stand_in.of, (self._settings.target, self._settings.method))
-        return attribute(model, batch, probe.layouts, partial(self._forward, model), target, method, at_once)
+        forward, question = self._ask(model, probe)
+        return attribute(
+            model, batch, probe.layouts, forward, question, self._stand_in.of(self._settings.method), at_once
+        )
 
     def _try_joined(
         self, probe: Probe, batch: Batch, shifted: Batch, seen: Attribution, other: Attribution

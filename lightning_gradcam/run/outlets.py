@@ -115,6 +115,7 @@ class Outlets:
         card = {
             "layer": ", ".join(f"{probe.layers[prefix]} ({grid})" for prefix, grid in grids.items()),
             "question": probe.settings.question,
+            "read as": "; ".join(probe.notes) or "given by `batch_fn` and `forward_fn`",
             "samples": ", ".join(str(name) for name in probe.batch.ids),
             "regions": ", ".join(probe.regions) or "none",
             "identity": probe.fingerprint.identity[:16],

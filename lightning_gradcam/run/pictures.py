@@ -38,7 +38,7 @@ class Look:
     def captions(self, maps: Tensor, drift: Tensor | None = None) -> list[Caption]:
         """What stands under each tile."""
         seen, names = self.seen, self.probe.class_names
-        return captions(self.probe.rows, maps, seen.prediction, names, drift, seen.target_classes, seen.k)
+        return captions(self.probe.rows, maps, seen.prediction, names, drift, seen.target_classes, seen.k, seen.words)
 
     def key(self, prefix: str) -> str:
         """The line at a picture's foot, behind its colour bar."""

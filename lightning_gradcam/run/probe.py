@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import takewhile
 from typing import Any
 
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import Tensor
 
 from lightning_gradcam.attribution.batch import Batch
-from lightning_gradcam.attribution.choice import locate_layers
-from lightning_gradcam.attribution.isolation import torch_defaults
+from lightning_gradcam.attribution.labels import labelled
 from lightning_gradcam.attribution.layout import Layout
-from lightning_gradcam.attribution.regions import region_masks
-from lightning_gradcam.attribution.stand_in import StandIn
-from lightning_gradcam.picture.display import find_class_names, find_normalization, photos
-from lightning_gradcam.picture.text import load_font, missing_letters
-from lightning_gradcam.record.compare import sample_mismatch
-from lightning_gradcam.record.record import Record
-from lightning_gradcam.run.failures import on_first_process
+from lightning_gradcam.attribution.question import Question
+from lightning_gradcam.attribution.targets import label
+from lightning_gradcam.attribution.tasks import DetectionTarget, SegmentationTarget
 from lightning_gradcam.run.reference import ReferenceRun
-from lightning_gradcam.run.samples import Fingerprint, fixed_batch
+from lightning_gradcam.run.samples import Fingerprint
 from lightning_gradcam.run.settings import Settings
-from lightning_gradcam.run.trainer import LightningModule, Trainer, candidate_loaders
 
 
 @dataclass(frozen=True)
@@ -38,8 +29,8 @@ class Probe:
     :class:`~lightning_gradcam.attribution.functional.Attribution`; so have ``rows``, ``regions`` and ``photos``.
 
     Attributes:
-        settings: What the user said.
-        batch: The fixed batch, on the CPU.
+        settings: What the user said, with the target and the forward that were found where none was named.
+        batch: The fixed batch, on the CPU, with labels as the target reads them.
         rows: The same, a row a score.
         fingerprint: Of the batch.
         layers: The name of each layer by the prefix of its keys.
@@ -48,6 +39,8 @@ class Probe:
         photos: Grey, ``(n, H, W)`` in [0, 1].
         class_names: The name of each class, where they are known.
         reference_run: What another run saw last, where the settings name one.
+        question: What is asked, and how the model's output is read for it.
+        notes: What was taken for what.
         k: How many scores the target gives a sample, once that is known.
     """
 
@@ -61,7 +54,18 @@ class Probe:
     photos: Tensor
     class_names: Sequence[str] | None
     reference_run: ReferenceRun | None
+    question: Question
+    notes: tuple[str, ...] = ()
     k: int | None = None
+
+    @property
+    def counted(self) -> Tensor | None:
+        """The rows that numbers are taken over: of a target that asks for labels those that have one; ``None``: all."""
+        target, labels = self.question.target, self.rows.labels
+        asks_labels = target is label or (
+            isinstance(target, (SegmentationTarget, DetectionTarget)) and target.index is None
+        )
+        return labelled(labels).nonzero()[:, 0] if asks_labels and labels is not None else None
 
     def with_first_look(self, k: int, layouts: Mapping[str, Layout]) -> Probe:
         """The same with ``k`` rows a sample, and with the layouts."""
@@ -79,90 +83,6 @@ class Probe:
             k=k,
             layouts=dict(layouts),
         )
-
-
-def prepare(
-    trainer: Trainer,
-    pl_module: LightningModule,
-    settings: Settings,
-    stand_in: StandIn,
-    forward: Callable[[nn.Module, Batch], Any],
-) -> Probe:
-    """Load the fixed batch and find the layers, the photos' scale, the class names and the reference run.
-
-    Raises:
-        ValueError: If these settings do not suit this model and these data; the message says what to do.
-        FileNotFoundError: If there is no reference run.
-    """
-    record, folder = None, settings.drift.reference_run
-    if folder is not None:
-        record = on_first_process(trainer, lambda: Record.open(folder).last(), "read the reference run")
-    candidates = candidate_loaders(trainer)
-    loader = candidates[0] if candidates else None
-    if len(candidates) > 1 and not isinstance(settings.samples, Dataset):
-        rank_zero_info(f"GradCAMCallback takes its samples from the first of {len(candidates)} data loaders.")
-    batch, fingerprint = fixed_batch(trainer, pl_module, loader, settings.samples, settings.batch_fn)
-    if settings.localization is not None and settings.localization not in batch.regions:
-        raise ValueError(
-            f"`localization` names the region {settings.localization!r}, the batch has {sorted(batch.regions)}; return "
-            "it from `batch_fn`"
-        )
-    on_device = batch.apply(lambda tensor: tensor.to(pl_module.device))
-
-    def locate(model: nn.Module) -> tuple[dict[str, Layout | None], str]:
-        layers, target = list(map(stand_in.of, settings.target_layer)), stand_in.of(settings.target)
-        return locate_layers(model, layers, settings.grid, on_device, partial(forward, model), target)
-
-    layouts, reason = stand_in.look(locate)
-    if reason:
-        rank_zero_info(
-            f"GradCAMCallback looks at `{next(iter(layouts))}`: {reason}. Give `target_layer` to look at another layer."
-        )
-    layers = layer_prefixes(settings.prefix, list(layouts))
-    reference_run = None
-    if record is not None:
-        reference_run = _reference_run(record, settings, list(layers), describe_samples(batch, fingerprint))
-    dataset = settings.samples if isinstance(settings.samples, Dataset) else getattr(loader, "dataset", None)
-    height, width = batch.images.shape[-2:]
-    with torch_defaults():
-        regions = {name: region_masks(region, (height, width)) for name, region in batch.regions.items()}
-    class_names, grey = _class_names(settings, dataset), _photos(settings, dataset, batch)
-    return Probe(settings, batch, batch, fingerprint, layers, layouts, regions, grey, class_names, reference_run)
-
-
-def _class_names(settings: Settings, dataset: Any) -> Sequence[str] | None:
-    class_names = settings.display.class_names or find_class_names(dataset)
-    missing = missing_letters(class_names or (), load_font(settings.display.font, 13))
-    if missing:
-        rank_zero_warn(
-            f"the font has no glyph for {missing!r} in the class names; give `Display(font=...)` one that has"
-        )
-    return class_names
-
-
-def _photos(settings: Settings, dataset: Any, batch: Batch) -> Tensor:
-    mean, std = settings.display.mean, settings.display.std
-    if mean is None:
-        mean, std = find_normalization(dataset, batch.images.shape[1])
-    with torch_defaults():
-        grey, note = photos(batch.images, mean, std)
-    if note:
-        rank_zero_info(f"GradCAMCallback: {note}.")
-    return grey
-
-
-def _reference_run(record: Record, settings: Settings, prefixes: list[str], samples: dict[str, Any]) -> ReferenceRun:
-    """What the reference run saw last, refused where it is of other samples or has no such layers."""
-    mismatch = sample_mismatch(samples, record.about)
-    if mismatch:
-        raise ValueError(
-            f"`Drift(reference_run={str(settings.drift.reference_run)!r})` has not looked at the same samples: "
-            f"{mismatch}, here and there"
-        )
-    question = record.about["settings"].get("question")
-    if question != settings.question:
-        rank_zero_warn(f"GradCAMCallback asks for {settings.question!r}, {record.name} asked for {question!r}.")
-    return ReferenceRun.of(record, prefixes)
 
 
 def describe_samples(batch: Batch, fingerprint: Fingerprint) -> dict[str, Any]:

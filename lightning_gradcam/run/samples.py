@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral
@@ -11,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
-from lightning_gradcam.attribution.batch import Batch
+from lightning_gradcam.attribution.batch import Batch, of_rows
 from lightning_gradcam.attribution.doubles import Doubles
 from lightning_gradcam.attribution.isolation import random_state
+from lightning_gradcam.attribution.reading import ReadBatch, default_batch, read_batch
 from lightning_gradcam.attribution.regions import check_boxes
 from lightning_gradcam.run.failures import on_first_process
 from lightning_gradcam.run.trainer import LightningModule, Trainer, transfer
@@ -158,9 +161,24 @@ class Fingerprint:
         return cls(hashlib.sha256(identity).hexdigest(), hashlib.sha256(pixels).hexdigest(), length)
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """The fixed batch as it was loaded.
+
+    Attributes:
+        read: What it was read as, its tensors on the CPU.
+        raw: What the transfer hooks gave.
+        fingerprint: Of the batch.
+    """
+
+    read: ReadBatch
+    raw: Any
+    fingerprint: Fingerprint
+
+
 def fixed_batch(
     trainer: Trainer, pl_module: LightningModule, loader: Any, samples: Samples, batch_fn: Callable[[Any], Batch]
-) -> tuple[Batch, Fingerprint]:
+) -> Loaded:
     """Load the fixed batch and pass it through the module's batch-transfer hooks, on every process the same.
 
     The first process loads and hands its samples to the others.
@@ -173,7 +191,7 @@ def fixed_batch(
         batch_fn: Reads what the transfer hooks give.
 
     Returns:
-        The batch on the CPU, at most as many samples as asked for, and its fingerprint.
+        At most as many samples as asked for.
 
     Raises:
         ValueError: If the samples cannot be loaded or read, or an image is not finite.
@@ -182,13 +200,14 @@ def fixed_batch(
     load_it = partial(load, loader, samples)
     raw, indices, length = on_first_process(trainer, load_it, "load the fixed batch")
     with torch.inference_mode(False), random_state(SEED):
-        raw = trainer.precision_plugin.convert_input(raw)
-        batch = batch_fn(transfer(trainer, pl_module, raw))
-        if not isinstance(batch, Batch):
-            raise TypeError(f"`batch_fn` must return a `Batch`, got {type(batch).__name__}")
-        batch = batch.apply(lambda tensor: tensor.detach().to("cpu", copy=True))
-    if indices is None:
-        batch = batch.part(slice(samples if isinstance(samples, int) else None))
+        raw = transfer(trainer, pl_module, trainer.precision_plugin.convert_input(raw))
+        read = _read(raw, batch_fn)
+        n = len(read.batch.images)
+        if indices is None and isinstance(samples, int) and samples < n:
+            raw = of_rows(raw, n, lambda rows: rows[:samples])
+            read = read_batch(raw) if batch_fn is default_batch else ReadBatch.of(read.batch.part(slice(samples)))
+        read = replace(read, batch=read.batch.apply(lambda tensor: tensor.detach().to("cpu", copy=True)))
+    batch = read.batch
     if not batch.ids:
         batch = replace(batch, ids=indices or range(len(batch.images)))
     broken = [name for name, image in zip(batch.ids, batch.images, strict=True) if not image.isfinite().all()]
@@ -199,7 +218,31 @@ def fixed_batch(
         )
     for name, region in batch.regions.items():
         check_boxes(name, region, (batch.images.shape[2], batch.images.shape[3]))
-    return batch, Fingerprint.of(batch, length)
+    return Loaded(replace(read, batch=batch), raw, Fingerprint.of(batch, length))
+
+
+def _read(raw: Any, batch_fn: Callable[[Any], Batch]) -> ReadBatch:
+    if batch_fn is default_batch:
+        return read_batch(raw)
+    batch = batch_fn(raw)
+    if not isinstance(batch, Batch):
+        raise TypeError(f"`batch_fn` must return a `Batch`, got {type(batch).__name__}")
+    return ReadBatch.of(batch)
+
+
+def some_labels(dataset: Any, number: int) -> list[Tensor]:
+    """Some labels of a dataset, evenly spaced, of items that end in a tensor as their label; none where it is another.
+
+    Args:
+        dataset: See :func:`balanced`; of others so many items are read.
+        number: How many, at most.
+    """
+    with suppress(Exception), random_state(SEED, holder=dataset):  # of the user's
+        indices = choose(number, len(dataset))
+        labels = _label_list(dataset)
+        found = [dataset[index][1] if labels is None else labels[index] for index in indices]
+        return [torch.as_tensor(one) for one in found]
+    return []
 
 
 def balanced(dataset: Dataset[Any], number: int) -> list[int]:
@@ -234,14 +277,22 @@ def balanced(dataset: Dataset[Any], number: int) -> list[int]:
 
 
 def _labels(dataset: Any) -> Sequence[Any]:
+    labels = _label_list(dataset)
+    if labels is not None:
+        return labels
+    with random_state(SEED, holder=dataset):
+        return [dataset[index][1] for index in range(len(dataset))]
+
+
+def _label_list(dataset: Any) -> Sequence[Any] | None:
+    """All labels of a dataset that has them as a list; ``None`` where they must be read item by item."""
     if isinstance(dataset, Subset):
-        labels = _labels(dataset.dataset)
-        return [labels[index] for index in dataset.indices]
+        labels = _label_list(dataset.dataset)
+        return None if labels is None else [labels[index] for index in dataset.indices]
     if isinstance(dataset, TensorDataset):
         return dataset.tensors[1].tolist()
     for name in ("targets", "labels"):
         labels = getattr(dataset, name, None)
         if labels is not None and len(labels) == len(dataset):
             return labels
-    with random_state(SEED, holder=dataset):
-        return [dataset[index][1] for index in range(len(dataset))]
+    return None

@@ -8,6 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from lightning_gradcam.attribution.choice import NoMapError
 from lightning_gradcam.attribution.isolation import torch_defaults
 from lightning_gradcam.attribution.stand_in import NoStandInError
 from lightning_gradcam.attribution.targets import TopTarget, predicted
@@ -98,9 +99,10 @@ class Session:
             probe, seen = self._look(trainer, pl_module, with_gradients)
             measured = self._measure(probe, seen, moment)
         except Exception as error:
-            if is_sharded(trainer) or (isinstance(error, NoStandInError) and self.settings.on_error == "raise"):
+            never = isinstance(error, (NoMapError, NoStandInError)) and not self.setup_verified
+            if is_sharded(trainer) or (never and self.settings.on_error == "raise"):
                 raise
-            if isinstance(error, NoStandInError):
+            if never:
                 self._failures_in_a_row = MAX_FAILURES_IN_A_ROW
                 self.setup_verified = True  # there will be no other
                 warn_of_no_look(error)
@@ -157,7 +159,7 @@ class Session:
             return self.restored
         writer = self.outlets.writer if self.outlets else None
         record = writer.state() if writer else self._resumed_record
-        return to_state(self.settings, self.probe, self.history, self._failures, record)
+        return to_state(self.probe, self.history, self._failures, record)
 
     @property
     def _is_fatal(self) -> bool:
@@ -188,8 +190,8 @@ class Session:
         return self._observer
 
     def _prepare(self, observer: Observer) -> Probe:
-        probe = observer.prepare()
-        resumed = from_state(self.restored, self.settings, probe)
+        probe = observer.prepare(self.restored.get("reading"))
+        resumed = from_state(self.restored, probe)
         self.history, self._failures, self._resumed_record = resumed.history, resumed.failures, resumed.record
         self.history.reference_run = probe.reference_run
         return probe
@@ -199,10 +201,11 @@ class Session:
         settings, masks = self.settings, probe.regions
         with torch_defaults():
             measured = self.history.measure(
-                seen.maps, seen.shifted, seen.prediction, masks, probe.rows.groups, seen.target_classes
+                seen.maps, seen.shifted, seen.prediction, masks, probe.rows.groups, seen.target_classes, probe.counted
             )
             if settings.localization is not None:
-                ranked = settings.target is predicted or isinstance(settings.target, TopTarget)
+                target = probe.question.target
+                ranked = target is predicted or isinstance(target, TopTarget)
                 numbers = localization_of_groups(
                     seen.maps,
                     masks[settings.localization],
@@ -210,6 +213,7 @@ class Session:
                     probe.rows.groups,
                     seen.target_classes,
                     seen.k if ranked else None,
+                    probe.counted,
                 )
                 measured.numbers.update(numbers)
             if moment is not None:

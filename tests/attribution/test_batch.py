@@ -6,7 +6,8 @@ import torch
 from torchvision import tv_tensors
 
 from lightning_gradcam import Batch
-from lightning_gradcam.attribution.batch import default_batch, shift, structure
+from lightning_gradcam.attribution.batch import shift
+from lightning_gradcam.attribution.reading import default_batch, structure
 
 IMAGES = torch.rand(2, 3, 4, 4)
 LABELS = torch.tensor([0, 1])
@@ -35,11 +36,11 @@ def test_reads_a_batch_without_labels():
 @pytest.mark.parametrize(
     ("batch", "shown"),
     [
-        (IMAGES, r"tensor \(2, 3, 4, 4\) float32"),
-        ((IMAGES, LABELS, [1, 2]), r"\(tensor \(2, 3, 4, 4\) float32, tensor \(2,\) int64, \[int, int\]\)"),
-        ({"x": IMAGES}, r"\{'x': tensor \(2, 3, 4, 4\) float32\}"),
+        (IMAGES.long(), r"tensor \(2, 3, 4, 4\) int64"),
+        ((LABELS, [1, 2]), r"\(tensor \(2,\) int64, \[2 x int\]\)"),
+        ({"z": IMAGES[0]}, r"\{'z': tensor \(3, 4, 4\) float32\}"),
         ((IMAGES[0], LABELS), r"\(tensor \(3, 4, 4\) float32, tensor \(2,\) int64\)"),
-        ((IMAGES, {"boxes": LABELS}), r"\{'boxes': tensor \(2,\) int64\}"),
+        ({"a": IMAGES, "b": IMAGES}, r".*; images may be any of batch\['a'\], batch\['b'\]"),
         ("text", "str"),
     ],
 )
@@ -49,7 +50,9 @@ def test_shows_what_it_cannot_read(batch, shown):
 
 
 def test_structure_of_long_lists():
-    assert structure(list(range(100))) == "[" + "int, " * 8 + "...]"
+    assert structure(list(range(100))) == "[100 x int]"
+    assert structure([1, "a"] * 50) == "[" + "int, str, " * 4 + "...]"
+    assert structure({"a": {"b": {"c": {"d": 1}}}}) == "{'a': {'b': {'c': dict of 1}}}"
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
-"""Targets for segmentation and detection, by hand and against captum."""
+"""Targets for segmentation, detection, regression and embeddings, by hand and against captum."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from captum.attr import LayerGradCam
 from torch import nn
 
-from lightning_gradcam import Batch, DetectionTarget, SegmentationTarget, gradcam
+from lightning_gradcam import Batch, DetectionTarget, EmbeddingTarget, RegressionTarget, SegmentationTarget, gradcam
 
 BOXES = torch.tensor([[0, 0, 2, 2], [1, 0, 4, 4]])
 
@@ -58,9 +60,9 @@ def test_detection_by_hand():
         (
             SegmentationTarget(0),
             torch.rand(2, 3),
-            r"no logits \(n, classes, H, W\) in the model's output, got \(2, 3\)",
+            r"no logits \(n, classes, H, W\) in the model's output, got tensor \(2, 3\)",
         ),
-        (SegmentationTarget(0), ["a"], r"no logits .* in the model's output, got list"),
+        (SegmentationTarget(0), ["a"], r"no logits .* in the model's output, got \[str\]"),
         (
             SegmentationTarget(0, "cat"),
             torch.rand(2, 3, 4, 4),
@@ -120,3 +122,83 @@ class ListOfImages(nn.Module):
 
     def forward(self, images):
         return self.model(list(images))
+
+
+def test_segmentation_of_each_samples_label():
+    pixels = torch.tensor([[[[1.0, 2.0]], [[5.0, 1.0]], [[0.0, 3.0]]]]).repeat(3, 1, 1, 1)
+    half = torch.tensor([[[1.0, 0.0]]]).repeat(3, 1, 1)
+    batch = Batch(torch.rand(3, 1, 1, 2), torch.tensor([1, 2, -100]), {"object": half})
+    target = SegmentationTarget(region="object")
+    # The third has no label: the class other than 0 that stands out most, where the model itself sees it.
+    assert target(pixels, batch).tolist() == [5, 0, 5]
+    assert target.classes(pixels, batch).tolist() == [1, 2, 1]
+    words = target.words(pixels, batch)
+    assert (words.truth, words.said) == (["50%"] * 3, ["50%"] * 3)
+    with pytest.raises(ValueError, match="`index=None` asks for each sample's label and the batch has none"):
+        target(pixels, Batch(batch.images))
+
+
+def test_detection_of_each_samples_label():
+    batch = Batch(torch.rand(2, 1, 4, 4), torch.tensor([2, -100]))
+    assert DetectionTarget()(detections(), batch).tolist() == [1, 0]
+    assert DetectionTarget().words(detections(), batch).said == ["1 box", "0 boxes"]
+    first = detections()[:1] * 2
+    assert DetectionTarget()(first, batch).tolist() == [1, 1.875]  # without a label all boxes count
+    assert DetectionTarget(1).words(first, batch).said == ["3 boxes"] * 2
+
+
+class DetrObjectDetectionOutput(SimpleNamespace):
+    """By this name the last column is of no object."""
+
+
+def test_detection_of_queries_by_hand():
+    probabilities = torch.tensor([[[0.5, 0.25, 0.25], [0.125, 0.125, 0.75]]])
+    places = torch.tensor([[[0.25, 0.5, 0.5, 1.0], [0.75, 0.5, 0.5, 1.0]]])  # the left and the right half
+    batch = Batch(torch.rand(1, 3, 4, 4), regions={"left": torch.tensor([[0, 0, 2, 4]])})
+    output = DetrObjectDetectionOutput(logits=probabilities.log(), pred_boxes=places)
+    assert DetectionTarget(0)(output, batch).tolist() == pytest.approx([0.625])
+    assert DetectionTarget(0, "left")(output, batch).tolist() == pytest.approx([0.5])
+    assert DetectionTarget(0).words(output, batch).said == ["1 box"]
+    assert DetectionTarget(1).words(output, batch).said == ["0 boxes"]
+    output = SimpleNamespace(logits=probabilities.logit(), pred_boxes=places)  # each class by itself
+    assert DetectionTarget(2)(output, batch).tolist() == pytest.approx([1.0])
+    assert DetectionTarget(2).words(output, batch).said == ["1 box"]
+    with pytest.raises(ValueError, match="`index` 3 is outside the model's 3 classes"):
+        DetectionTarget(3)(output, batch)
+
+
+def test_regression_by_hand():
+    output, batch = torch.tensor([[1.5, -2.0], [0.25, 1000.0]]), Batch(torch.rand(2, 3, 4, 4))
+    assert RegressionTarget()(output, batch).tolist() == [1.5, 0.25]
+    assert RegressionTarget(1)({"value": output}, batch).tolist() == [-2, 1000]
+    assert RegressionTarget()(output[:, 1], batch).tolist() == [-2, 1000]
+    assert RegressionTarget(1).words(output, batch).said == ["pred -2", "pred 1000"]
+    with pytest.raises(ValueError, match="`column` 2 is outside the model's 2 outputs"):
+        RegressionTarget(2)(output, batch)
+    for wrong in (-1, None, "a", True):
+        with pytest.raises(ValueError, match="`column` must be a whole number, 0 or above, got"):
+            RegressionTarget(wrong)
+
+
+def test_embeddings_by_hand():
+    output, batch = torch.tensor([[3.0, 4.0], [0.0, -2.0]]), Batch(torch.rand(2, 3, 4, 4))
+    assert EmbeddingTarget()(output, batch).tolist() == [5, 2]
+    assert EmbeddingTarget([0.0, 1.0])(output, batch).tolist() == pytest.approx([0.8, -1])
+    assert EmbeddingTarget(torch.tensor([0.0, 1.0])) == EmbeddingTarget((0.0, 1.0))
+    assert EmbeddingTarget("view")((output, output.flip(1)), batch).tolist() == pytest.approx([24 / 25, 0])
+    assert EmbeddingTarget().words(output, batch).said == ["norm 5", "norm 2"]
+    assert repr(EmbeddingTarget([0.0, 1.0])).startswith("EmbeddingTarget(similar_to=2 numbers, ")
+    assert repr(EmbeddingTarget([0.0, 1.0])) != repr(EmbeddingTarget([1.0, 0.0]))
+    with pytest.raises(ValueError, match=r'`similar_to="view"` needs two embeddings \(n, d\), got tensor'):
+        EmbeddingTarget("view")(output, batch)
+    with pytest.raises(ValueError, match="`similar_to` has 3 numbers, the embedding 2"):
+        EmbeddingTarget([1, 2, 3])(output, batch)
+    for wrong in ("other", [], [[1.0]], [float("nan")]):
+        with pytest.raises(ValueError, match=r"`similar_to` must be a finite vector \(d,\)"):
+            EmbeddingTarget(wrong)
+
+
+def test_what_comes_out_of_an_other_view_counts_as_given():
+    output, batch = torch.rand(2, 4, requires_grad=True), Batch(torch.rand(2, 3, 4, 4))
+    EmbeddingTarget("view")((output, output * 2), batch).sum().backward()
+    torch.testing.assert_close(output.grad, torch.zeros(2, 4))  # along itself a vector grows no more similar

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lightning_gradcam import Batch
-from lightning_gradcam.attribution.targets import as_target, predict
+from lightning_gradcam.attribution.question import predict
+from lightning_gradcam.attribution.targets import as_target
 
 LOGITS = torch.tensor([[1.0, 5.0, 2.0], [4.0, -1.0, 3.0]])
 
@@ -82,12 +83,12 @@ def test_no_prediction_from_other_outputs():
     [
         ("label", LOGITS, None, '`target="label"` needs labels and the batch has none; give `labels`'),
         ("label", LOGITS, [1, 3], "label 3 is outside the model's 3 classes, 0 to 2"),
-        ("label", LOGITS, [-1, 0], "label -1 is outside the model's 3 classes, 0 to 2"),
+        ("label", LOGITS, [-2, 0], "label -2 is outside the model's 3 classes, 0 to 2, at #0"),
         ("label", LOGITS, [0.5, 0], "label 0.5 is outside the model's 3 classes"),
         ("label", torch.zeros(2, 1), [0, 2], "label 2 is outside the model's 2 classes, 0 to 1"),
         ("label", LOGITS, [[1, 0], [0, 1]], r"multi-hot labels \(2, 2\) do not match the model's 3 outputs"),
         (3, LOGITS, None, "`target` 3 is outside the model's 3 classes, 0 to 2"),
-        ("label", torch.zeros(2, 3, 4, 4), [0, 0], r"no logits \(2, classes\) in the model's output, got a tensor"),
+        ("label", torch.zeros(2, 3, 4, 4), [0, 0], r"no logits \(2, classes\) in the model's output, got tensor"),
         ("predicted", "text", None, r"no logits \(2, classes\) in the model's output, got str; pass a function"),
     ],
 )

@@ -239,7 +239,7 @@ def test_what_is_called_the_probability():
     several = torch.tensor([[1.0, 1.0]])
     area(both, "label", several, torch.ones_like)  # of one class as of its opposite
     area(both, "predicted", several, torch.sigmoid)
-    area(both, "label", several - torch.tensor([[0.0, 1.0]]), torch.sigmoid)
+    area(both, "label", several - torch.tensor([[0.0, 1.0]]), lambda total: torch.sigmoid(2 * total))  # one of two
 
 
 def test_maps_without_an_order_are_nan():

@@ -11,7 +11,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from lightning_gradcam import Batch, Display
-from lightning_gradcam.attribution.targets import predict
+from lightning_gradcam.attribution.question import predict
 from lightning_gradcam.picture.display import find_class_names, find_normalization, photos
 from lightning_gradcam.picture.encode import jpeg
 from lightning_gradcam.picture.grid import Caption, captions, grid

@@ -14,8 +14,12 @@ class NoForward(pl.LightningModule):
         super().__init__()
         self.model = TinyModule().net
 
-    training_step = TinyModule.training_step
-    validation_step = TinyModule.validation_step
+    def training_step(self, batch, batch_idx):
+        return self.model(batch[0]).sum()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
     configure_optimizers = TinyModule.configure_optimizers
 
 
@@ -54,7 +58,6 @@ def test_errors_at_construction(arguments, error, message):
         ({"target_layer": "net.6"}, r"`target_layer` 'net.6' hands out \(4, 8, 1, 1\); expected maps or tokens of 4"),
         ({"target_layer": "net.8"}, r"`target_layer` 'net.8' hands out \(4, 3\); expected maps or tokens of 4"),
         ({"target_layer": "net.4", "grid": (4, 4)}, r"`grid` \(4, 4\) does not fit the layer's output \(4, 8, 8, 8\)"),
-        ({"batch_fn": lambda batch: Batch(batch[0])}, '`target="label"` needs labels and the batch has none'),
         ({"batch_fn": lambda batch: Batch(batch[0], batch[1] + 3)}, "label 3 is outside the model's 3 classes, 0 to 2"),
         ({"target": 3}, "`target` 3 is outside the model's 3 classes"),
         ({"samples": [0, 24]}, r"`samples` names the indices \[24\], the dataset has 24 samples, 0 to 23"),
@@ -71,22 +74,23 @@ def test_errors_before_the_first_training_step(arguments, message, sanity_steps)
 
 
 def test_batch_that_cannot_be_read():
-    class Triples(Images):
+    class Flat(Images):
         def __getitem__(self, index):  # type: ignore[reportIncompatibleMethodOverride]
-            return *super().__getitem__(index), index
+            image, label = super().__getitem__(index)
+            return image.flatten(), label
 
     module = TinyModule()
     module.validation_step = lambda batch, batch_idx: None
-    with pytest.raises(ValueError, match=r"cannot read the batch \[tensor .*, tensor .*, tensor .*\].*pass `batch_fn="):
-        trainer(GradCAMCallback()).fit(module, loader(), loader(Triples()))
+    with pytest.raises(ValueError, match=r"cannot read the batch \[tensor \(16, 768\).*, tensor .*\].*pass `batch_fn="):
+        trainer(GradCAMCallback()).fit(module, loader(), loader(Flat()))
 
 
 def test_module_without_forward():
-    with pytest.raises(ValueError, match=r"NoForward defines no `forward`.*pass `forward_fn=lambda module, batch: "):
+    with pytest.raises(
+        ValueError, match=r"NoForward defines no `forward`.*pass `forward_fn=lambda module, batch: module.model\(batch"
+    ):
         trainer(GradCAMCallback()).fit(NoForward(), loader(), loader())
     module = NoForward()
-    module.training_step = lambda batch, batch_idx: module.model(batch[0]).sum()
-    module.validation_step = lambda batch, batch_idx: None
     callback = GradCAMCallback(forward_fn=lambda module, batch: module.model(batch.images))
     trainer(callback).fit(module, loader(), loader())
     assert len(pictures()["gradcam-grid"]) == 3

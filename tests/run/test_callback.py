@@ -95,8 +95,8 @@ def test_sanity_check_runs_everything_and_logs_nothing():
 
     callback, logger = GradCAMCallback("net.4", samples=2, forward_fn=forward), Recorder()
     trainer(callback, logger=logger, max_epochs=1).fit(TinyModule(), loader(), loader())
-    # In the sanity check the images, the shifted ones, and both at once; from then on both at once.
-    assert calls == [2, 2, 4, 4, 4]
+    # In the sanity check two to see what comes out, the images, the shifted ones, and both at once; then both at once.
+    assert calls == [2, 2, 2, 4, 4, 4]
     assert len(logger.steps("gradcam/strength")) == 2
 
 
@@ -128,7 +128,7 @@ def test_fast_dev_run_leaves_nothing_on_disk():
     trainer(GradCAMCallback(forward_fn=forward, target_layer="net.4"), fast_dev_run=True, logger=True).fit(
         TinyModule(), loader(), loader()
     )
-    assert len(calls) == 3 + 1
+    assert len(calls) == 1 + 3 + 1
     assert list(Path().iterdir()) == []
 
 

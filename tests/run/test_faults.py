@@ -109,7 +109,7 @@ def test_out_of_memory_is_met_with_smaller_chunks_whose_size_is_remembered(error
     torch.manual_seed(0)
     chunked = GradCAMCallback("net.4", samples=8, drift=ONCE, forward_fn=forward)
     _, logger = fit(chunked, **options)
-    assert sizes == [8, 4, *[2] * 4, *[2] * 4]
+    assert sizes == [2, 8, 4, *[2] * 4, *[2] * 4]
     for key in ("gradcam/strength", "gradcam/drift", "gradcam/prediction_flips", "gradcam/concentration"):
         assert logger.values(key) == pytest.approx(plain.values(key), rel=1e-4)
 

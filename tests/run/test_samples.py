@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from lightning_gradcam import Batch, GradCAMCallback, balanced
-from lightning_gradcam.attribution.batch import default_batch
+from lightning_gradcam.attribution.reading import default_batch
 from lightning_gradcam.run.samples import Fingerprint, as_samples, choose, load
 
 IMAGES = torch.rand(2, 3, 4, 4)

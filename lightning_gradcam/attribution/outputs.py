@@ -1,0 +1,150 @@
+"""Where the logits lie in what a model returns, and whether it has turned them into probabilities already."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.overrides import TorchFunctionMode
+
+from lightning_gradcam.attribution.reading import Path, items_of
+
+SOFTMAX, SIGMOID, LOG_ODDS = "softmax", "sigmoid", "log-odds"
+# Nodes of the autograd graph behind which the same values stand in the same order, some of them bounded, ...
+_SAME_ORDER = {"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Clamp", "ClampMin", "ClampMax", "ToCopy"}
+_SAME_ORDER |= {"Clone", "Alias"}
+# ... and behind which some of them stand, or in another one.
+_REORDERED = {"Permute", "Transpose", "T", "Select", "Slice", "Index"}
+_MAKERS = {"Softmax": SOFTMAX, "Sigmoid": SIGMOID}
+_FUNCTIONS = {
+    torch.softmax,
+    torch.sigmoid,
+    torch.special.softmax,
+    torch.special.expit,
+    torch.nn.functional.softmax,
+    torch.nn.functional.sigmoid,
+    Tensor.softmax,
+    Tensor.sigmoid,
+    Tensor.sigmoid_,
+}
+
+
+def find_logits(output: Any, samples: int, classes: int | None = None) -> Path | None:
+    """Find where the logits lie in a model's output: ``(n, classes)``, or ``(n, classes, H, W)`` of a segmentation.
+
+    Args:
+        output: A tensor, or a tuple, list, mapping or dataclass that holds some, at most one container deep: named
+            ``logits`` or ``out``; else the only one; else, where it is known, the one with as many columns as there are
+            classes; else the first of a tuple. A one-logit head may leave its last dimension out.
+        samples: The number of samples ``n``.
+        classes: The number of classes, if it is known.
+
+    Returns:
+        The path to the tensor; ``None`` where there is none, or several under names of their own.
+    """
+    found = list(_tensors(output, samples))
+    rows = [path for path, tensor in found if tensor.ndim == 2] or [path for path, tensor in found if tensor.ndim == 4]
+    named = sorted((path for path, _ in found if _is_named(path)), key=lambda path: len(path))
+    if named:
+        return named[0]
+    if len(rows) > 1 and classes is not None:
+        rows = [path for path, tensor in found if path in rows and tensor.shape[1] == classes] or rows
+    if len(rows) > 1 and any(isinstance(step, str) for path in rows for step in path):
+        return None
+    return rows[0] if rows else None
+
+
+def _is_named(path: Path) -> bool:
+    name = path[-1] if path and isinstance(path[-1], str) else ""
+    return name.startswith("logits") or name == "out"
+
+
+def _tensors(output: Any, samples: int, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """The tensors in an output that may be logits, flattened."""
+    if isinstance(output, Tensor):
+        tensor = flat(output, samples)
+        if tensor.ndim in (2, 4) and len(tensor) == samples and tensor.shape[1] and not tensor.is_complex():
+            yield path, tensor
+        return
+    items = items_of(output)
+    logits = getattr(output, "logits", None)
+    if items is None or (isinstance(logits, Tensor) and "logits" not in dict(items)):
+        items = [] if logits is None else [("logits", logits)]
+    for key, item in items if len(path) < 2 else ():
+        yield from _tensors(item, samples, (*path, key))
+
+
+def flat(found: Tensor, samples: int) -> Tensor:
+    """Logits whose last or first dimension is missing, or that lie on a single pixel, as ``(n, classes)``."""
+    if found.ndim < 2 and found.numel() and found.numel() % samples == 0:
+        return found.reshape(samples, -1)
+    return found.flatten(1) if found.ndim == 4 and found.shape[2:] == (1, 1) else found
+
+
+def activation_of(found: Tensor) -> str:
+    """The operation that has made probabilities of logits, told by the autograd graph, never by the values.
+
+    Returns:
+        :data:`SOFTMAX` or :data:`SIGMOID`; :data:`LOG_ODDS` where the probabilities have since been put in another
+        order or some were left out, so that only their log-odds are left; empty where they are no probabilities.
+    """
+    node, reordered = found.grad_fn, False
+    while node is not None:
+        kind = _kind(node)
+        if kind in _MAKERS:
+            return LOG_ODDS if reordered else _MAKERS[kind]
+        if kind not in _SAME_ORDER | _REORDERED:
+            break
+        reordered |= kind in _REORDERED
+        node = node.next_functions[0][0]
+    return ""
+
+
+def _kind(node: Node) -> str:
+    return re.sub(r"Backward\d+$", "", node.name())
+
+
+class _Recorder(TorchFunctionMode):
+    """Notes what went into softmax and sigmoid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in _FUNCTIONS:
+            return func(*args, **kwargs)
+        went_in = args[0] if args else kwargs["input"]
+        # One that is changed in place is kept as it was.
+        kept = went_in.clone() if func is Tensor.sigmoid_ else went_in
+        result = func(*args, **kwargs)
+        self.made.append((result, kept))
+        return result
+
+
+@contextmanager
+def recording_activations() -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Note of every softmax and sigmoid what it made, and of what."""
+    with _Recorder() as recorder:
+        yield recorder.made
+
+
+def before_activation(found: Tensor, activation: str, made: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Probabilities back to logits: what went into the operation that made them, or their log-odds where it is lost."""
+    if not activation:
+        return found
+    node = found.grad_fn
+    while activation != LOG_ODDS and node is not None:
+        logits = next((before for after, before in made if after.grad_fn is node), None)
+        if logits is not None and logits.numel() == found.numel():
+            return logits.reshape(found.shape)
+        if _kind(node) not in _SAME_ORDER:
+            break
+        node = node.next_functions[0][0]
+    return found.float().logit(1e-7)

@@ -1,0 +1,329 @@
+"""What a loader hands out, read as a batch: which of its parts are the images, the labels, masks and boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
+from itertools import groupby
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gradcam.attribution.batch import Batch, has_rows
+from lightning_gradcam.attribution.regions import box_masks, plain_region
+
+IMAGES = ("image", "images", "img", "imgs", "x", "pixel_values", "input", "inputs", "data")
+LABELS = ("label", "labels", "y", "target", "targets", "lab", "cls")
+_LABEL_WORDS = {"label", "labels", "target", "targets", "class", "category"}
+NO_LABEL = -100  # of a sample, as `CrossEntropyLoss` ignores it
+_NO_CLASS = (0, 255, -1, NO_LABEL)  # of a mask's pixel: background, or not labelled
+_MANY = 200  # more values than any set of classes in use has, and fewer than a photo has
+
+Path = tuple[Any, ...]  # keys, names and places that lead from a container to what it holds
+
+
+class AskError(ValueError):
+    """Something that cannot be known and must be said by an argument.
+
+    Attributes:
+        arguments: What to paste, by the name of the argument of :class:`~lightning_gradcam.GradCAMCallback`.
+    """
+
+    def __init__(self, text: str, **arguments: str) -> None:
+        super().__init__(text)
+        self.arguments = arguments
+
+
+@dataclass(frozen=True)
+class ReadBatch:
+    """What a loader's batch was read as.
+
+    Attributes:
+        batch: The batch.
+        images: Where its images lie in what the loader hands out.
+        labels: Where its labels lie; ``None`` where it has none.
+        sizes: Heights and widths ``(n, 2)`` of images that came as a list; ``None``: they came as one tensor.
+        main_classes: ``(n,)``, the class of most of a mask's pixels or a sample's boxes, :data:`NO_LABEL` where there
+            is none; ``None`` without masks and boxes. The region ``object`` is of this class.
+        notes: What was taken for what.
+    """
+
+    batch: Batch
+    images: Path
+    labels: Path | None
+    sizes: Tensor | None
+    main_classes: Tensor | None
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, batch: Batch) -> ReadBatch:
+        """One that the user has read."""
+        return cls(batch, (), None, None, None, ())
+
+
+def default_batch(batch: Any) -> Batch:
+    """Read a batch by what its parts are and how they are called.
+
+    Args:
+        batch: The images, or a tuple, list, mapping or dataclass that holds them, at most one container deep. Images
+            are ``(n, c, H, W)``, floating-point or ``uint8``, or a list of ``(c, H, W)``: in a tuple the first that
+            fits, among names ``image``, ``img``, ``x``, ``pixel_values``, ``input`` or ``data``, else the only one.
+            Labels have a row a sample: in a tuple the first, among names ``label``, ``y``, ``target``, ``lab`` or
+            ``cls``, else one that holds such a word. What has the images' height and width and few values is a mask,
+            and a list of dicts with boxes is of a detector: the region ``object`` is the class of most pixels or boxes,
+            which is the label where there is no other.
+
+    Raises:
+        ValueError: If no images can be told; the message shows the batch's structure and asks for a ``batch_fn``.
+    """
+    read = read_batch(batch)
+    return replace(read.batch, labels=read.main_classes) if read.batch.labels is None else read.batch
+
+
+def read_batch(raw: Any) -> ReadBatch:
+    """As :func:`default_batch`, and what was taken for what."""
+    parts, place = dict(_parts(raw)), partial(_place, raw)
+    where = _find_images(raw, parts)
+    images, sizes = _as_images(parts.pop(where))
+    n, size = len(images), (images.shape[2], images.shape[3])
+    used = [where]
+    masks = next((path for path, part in parts.items() if _is_mask(part, n, size)), None)
+    found = next((path for path, part in parts.items() if _are_targets(part, n)), None)
+    main = region = None
+    if found is not None:
+        used.append(found)
+        main, region = _of_targets(parts.pop(found), images, sizes)
+    elif masks is not None:
+        used.append(masks)
+        main, region = _of_mask(parts.pop(masks))
+    boxes = next((path for path, part in parts.items() if type(part).__name__ == "BoundingBoxes"), None)
+    if boxes is not None and region is None and parts[boxes].shape == (n, 4):
+        used.append(boxes)
+        region = plain_region(parts.pop(boxes))
+    labels = _find_labels(parts, n)
+    value = None if labels is None else torch.as_tensor(parts.pop(labels))
+    try:
+        batch = Batch(images, value, {} if region is None else {"object": region})
+    except (TypeError, ValueError) as error:
+        raise AskError(
+            f"cannot read the batch {structure(raw)}: {error}", batch_fn=_to_paste(raw, where, labels)
+        ) from error
+    taken = [f"images from `{place(where)}`"]
+    taken += [f"labels from `{place(labels)}`"] if labels is not None else []
+    taken += [f"the region `object` from `{place(path)}`" for path in used[1:]]
+    notes = [f"reads {', '.join(taken)}"]
+    left = [f"`{place(path)}`" for path, part in parts.items() if _is_box(path) or isinstance(part, Tensor)]
+    if left:
+        notes.append(f"sets aside {', '.join(left)}")
+    return ReadBatch(batch, where, labels, sizes, main, tuple(notes))
+
+
+def item(value: Any, path: Path) -> Any:
+    """What a path leads to."""
+    for step in path:
+        value = getattr(value, step) if isinstance(step, str) and not isinstance(value, Mapping) else value[step]
+    return value
+
+
+def items_of(value: Any) -> list[tuple[Any, Any]] | None:
+    """The items of a mapping, named tuple, tuple, list or dataclass by key, name or place; ``None`` of others."""
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, (tuple, list)):
+        return list(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(one.name, getattr(value, one.name)) for one in fields(value)]
+    return None
+
+
+def _parts(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """What a batch holds, also within one more container."""
+    items = items_of(value)
+    if items is None or len(path) > 1 or _is_list_of_images(value) or _is_list_of_mappings(value) or _is_list(value):
+        yield path, value
+    else:
+        for key, part in items:
+            yield from _parts(part, (*path, key))
+
+
+def _is_image(value: Any, axes: int = 4) -> bool:
+    kind = isinstance(value, Tensor) and (value.is_floating_point() or value.dtype == torch.uint8)
+    return kind and value.ndim == axes and value.numel() > 0
+
+
+def _is_list_of_images(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(_is_image(one, 3) for one in value)
+
+
+def _is_list_of_mappings(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(one, Mapping) for one in value)
+
+
+def _is_list(value: Any) -> bool:
+    """Whether it is a list of numbers or texts, one a sample."""
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(one, (Real, str)) for one in value)
+
+
+def _find_images(raw: Any, parts: Mapping[Path, Any]) -> Path:
+    fits = [path for path, part in parts.items() if _is_image(part) or _is_list_of_images(part)]
+    usual = _by_name(fits, IMAGES)
+    if usual:
+        return usual[0]
+    maybe = [path for path in fits if not _is_one_mask(parts[path])] or fits
+    if len(maybe) == 1 or (maybe and not any(_name(path) for path in maybe)):
+        return maybe[0]
+    known = f"; images may be any of {', '.join(_place(raw, path) for path in fits)}" if fits else ""
+    raise AskError(
+        f"cannot read the batch {structure(raw)}{known}; expected images (n, c, H, W) alone, first in a tuple or under "
+        "a name such as 'image'; pass `batch_fn=lambda batch: Batch(images=..., labels=...)`",
+        batch_fn=_to_paste(raw, fits[0] if fits else None, None),
+    )
+
+
+def _name(path: Path) -> str:
+    """The name that a path ends in, empty where it ends in a place."""
+    return path[-1].lower() if path and isinstance(path[-1], str) else ""
+
+
+def _by_name(paths: Sequence[Path], names: Sequence[str]) -> list[Path]:
+    """The paths that end in one of the names, in the order of the names."""
+    return sorted((path for path in paths if _name(path) in names), key=lambda path: names.index(_name(path)))
+
+
+def _as_images(found: Any) -> tuple[Tensor, Tensor | None]:
+    """Images as one tensor; those of a list padded at the right and bottom, with their sizes."""
+    if isinstance(found, Tensor):
+        return found, None
+    height, width = (max(image.shape[axis] for image in found) for axis in (1, 2))
+    padded = [
+        torch.nn.functional.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in found
+    ]
+    return torch.stack(padded), torch.tensor([image.shape[1:] for image in found])
+
+
+def _find_labels(parts: Mapping[Path, Any], n: int) -> Path | None:
+    fits = [path for path, part in parts.items() if _may_be_labels(part, n) and not _is_box(path)]
+    speaking = [path for path in fits if _LABEL_WORDS & set(_name(path).split("_"))]
+    unnamed = [path for path in fits if not _name(path)]
+    return next(iter([*_by_name(fits, LABELS), *speaking, *unnamed]), None)
+
+
+def _may_be_labels(part: Any, n: int) -> bool:
+    if isinstance(part, (list, tuple)):
+        return len(part) == n and all(isinstance(one, Real) for one in part)
+    return has_rows(part, n) and part.ndim in (1, 2) and not part.is_complex()
+
+
+def _is_box(path: Path) -> bool:
+    return "box" in _name(path)
+
+
+def _is_one_mask(part: Any) -> bool:
+    """Whether it is a mask of one channel, whatever the images' size."""
+    return isinstance(part, Tensor) and part.shape[1] == 1 and _is_mask(part, len(part), (part.shape[2], part.shape[3]))
+
+
+def _is_mask(part: Any, n: int, size: tuple[int, int]) -> bool:
+    """Whether it has the images' height and width, and few values, all of them whole."""
+    if not isinstance(part, Tensor) or part.ndim not in (3, 4) or part.is_complex() or part.shape[:1] != (n,):
+        return False
+    if (part.shape[-2], part.shape[-1]) != size:
+        return False
+    values = part.unique()
+    several = part.ndim == 4 and part.shape[1] > 1
+    whole = not part.is_floating_point() or bool((values == values.round()).all())
+    return whole and len(values) <= (2 if several else _MANY) and (not several or set(values.tolist()) <= {0, 1})
+
+
+def _of_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The class of most pixels of each sample's mask ``(n,)``, and the mask of that class ``(n, H, W)``."""
+    mask = mask.as_subclass(Tensor)
+    if mask.ndim == 4 and mask.shape[1] > 1:  # a channel a class, the first one of the background if they sum to 1
+        first = int((mask.sum(1) == 1).all())
+        classes = mask[:, first:].flatten(2).sum(2).argmax(1) + first
+        region = mask[torch.arange(len(mask)), classes].float()
+    else:
+        mask = mask.reshape(len(mask), *mask.shape[-2:]).long()
+        if set(mask.unique().tolist()) <= {0, 255}:
+            mask = mask // 255
+        classes = torch.tensor([_commonest(one, _NO_CLASS) for one in mask])
+        there = (classes != NO_LABEL)[:, None, None].to(mask.device)
+        region = ((mask == classes[:, None, None].to(mask)) & there).float()
+    return torch.where(region.flatten(1).any(1).cpu(), classes.cpu(), NO_LABEL), region
+
+
+def _commonest(values: Tensor, but: Sequence[int] = ()) -> int:
+    """The value that there is most of, of several the least; :data:`NO_LABEL` where there is none."""
+    found, counts = values.unique(return_counts=True)
+    counts[torch.isin(found, found.new_tensor(but))] = 0
+    return int(found[counts.argmax()]) if counts.any() else NO_LABEL
+
+
+def _are_targets(part: Any, n: int) -> bool:
+    """Whether these are what detectors of torchvision or Hugging Face learn from: a mapping with boxes a sample."""
+
+    def fits(one: Mapping[Any, Any]) -> bool:
+        boxes = one.get("boxes")
+        return isinstance(boxes, Tensor) and boxes.ndim == 2 and ("labels" in one or "class_labels" in one)
+
+    return _is_list_of_mappings(part) and len(part) == n and all(map(fits, part))
+
+
+def _of_targets(targets: Sequence[Mapping[str, Any]], images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The commonest class of each sample's boxes ``(n,)``, and the union of the boxes of that class ``(n, H, W)``."""
+    size = images.shape[2], images.shape[3]
+    classes, regions = [], []
+    for i, target in enumerate(targets):
+        labels = target["labels"] if "labels" in target else target["class_labels"]
+        classes.append(_commonest(labels))
+        chosen = labels == classes[-1]
+        boxes = plain_region(target["boxes"]).float()
+        if "class_labels" in target:  # centre, width and height in fractions of the image
+            height, width = size if sizes is None else sizes[i].tolist()
+            centre, half = boxes[:, :2], boxes[:, 2:] / 2
+            boxes = torch.cat([centre - half, centre + half], 1) * boxes.new_tensor([width, height, width, height])
+        masks = target.get("masks")
+        if isinstance(masks, Tensor) and masks.shape == (len(boxes), *size):
+            union = (masks[chosen] > 0).any(0).float()
+        else:
+            edges = torch.cat([boxes[chosen, :2].floor(), boxes[chosen, 2:].ceil()], 1)
+            union = box_masks(edges, size).any(0).float()
+        regions.append(union.to(images.device))
+    return torch.tensor(classes), torch.stack(regions)
+
+
+def _place(value: Any, path: Path) -> str:
+    """A path as one would write it behind ``batch``."""
+    text = "batch"
+    for step in path:
+        by_name = isinstance(step, str) and not isinstance(value, Mapping)
+        text += f".{step}" if by_name else f"[{step!r}]"
+        value = item(value, (step,))
+    return text
+
+
+def _to_paste(raw: Any, images: Path | None, labels: Path | None) -> str:
+    first, second = ("..." if path is None else _place(raw, path) for path in (images, labels))
+    return f"lambda batch: Batch(images={first}, labels={second})"
+
+
+def structure(value: Any, depth: int = 3) -> str:
+    """Describe nested containers and tensors in one line: ``(tensor (16, 3, 32, 32) float32, int)``."""
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    items = items_of(value)
+    if items is None:
+        return type(value).__name__
+    if not depth:
+        return f"{type(value).__name__} of {len(items)}"
+    if not isinstance(value, (tuple, list)) or hasattr(value, "_fields"):
+        more = ", ..." if len(items) > 12 else ""
+        inside = ", ".join(f"{key!r}: {structure(one, depth - 1)}" for key, one in items[:12]) + more
+        return f"{{{inside}}}" if isinstance(value, Mapping) else f"{type(value).__name__}({inside})"
+    runs = [(text, len(list(same))) for text, same in groupby(structure(one, depth - 1) for _, one in items)]
+    inside = ", ".join(f"{count} x {text}" if count > 1 else text for text, count in runs[:8])
+    inside += ", ..." if len(runs) > 8 else ""
+    return f"({inside})" if isinstance(value, tuple) else f"[{inside}]"

@@ -1,0 +1,293 @@
+"""All that a run must know before its first look, found out at once: batch, forward, question, layers, photos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from lightning_gradcam.attribution.batch import Batch
+from lightning_gradcam.attribution.calling import find_call
+from lightning_gradcam.attribution.choice import NoMapError, locate_layers
+from lightning_gradcam.attribution.functional import default_forward
+from lightning_gradcam.attribution.isolation import torch_defaults
+from lightning_gradcam.attribution.labels import name_one_class
+from lightning_gradcam.attribution.layers import find_layer
+from lightning_gradcam.attribution.layout import Layout
+from lightning_gradcam.attribution.question import Asked, decide, first_look
+from lightning_gradcam.attribution.reading import AskError, ReadBatch
+from lightning_gradcam.attribution.regions import region_masks
+from lightning_gradcam.attribution.stand_in import StandIn
+from lightning_gradcam.attribution.targets import label, predicted
+from lightning_gradcam.attribution.tasks import RegressionTarget
+from lightning_gradcam.picture.display import find_class_names, find_normalization, photos
+from lightning_gradcam.picture.text import load_font, missing_letters
+from lightning_gradcam.record.compare import sample_mismatch
+from lightning_gradcam.record.record import Record
+from lightning_gradcam.run.failures import on_first_process
+from lightning_gradcam.run.probe import Probe, describe_samples, layer_prefixes
+from lightning_gradcam.run.reference import ReferenceRun
+from lightning_gradcam.run.samples import Loaded, fixed_batch, some_labels
+from lightning_gradcam.run.settings import Settings, in_words
+from lightning_gradcam.run.trainer import LightningModule, Trainer, candidate_loaders
+
+_T = TypeVar("_T")
+Run = Callable[[Callable[[Any, Batch], Any], nn.Module, Batch], Any]
+_LABELS_TO_READ = 256  # of which one that names two classes tells that labels may do so
+_LOSSES_OF_SEVERAL = ("BCE", "MultiLabel", "Multilabel")  # the beginnings of losses' and metrics' names
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a look at the model has told.
+
+    Attributes:
+        forward_fn: Runs the model.
+        asked: The question, and the batch as it reads it.
+        layouts: See :func:`~lightning_gradcam.attribution.choice.locate_layers`.
+        notes: What was taken for what.
+    """
+
+    forward_fn: Callable[[Any, Batch], Any]
+    asked: Asked
+    layouts: dict[str, Layout | None]
+    notes: tuple[str, ...]
+
+
+def prepare(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    settings: Settings,
+    stand_in: StandIn,
+    run: Run,
+    restored: Mapping[str, Any] | None = None,
+) -> Probe:
+    """Load the fixed batch, and find out how it is read, how the model is run, what is asked and where to look.
+
+    Args:
+        trainer: The trainer.
+        pl_module: Its module.
+        settings: What the user said.
+        stand_in: Of the module.
+        run: Runs a forward function on a stand-in and a batch.
+        restored: How the run that is resumed has read the model's output.
+
+    Raises:
+        AskError: If something cannot be known; the message names all that is missing, and ends with what to paste.
+        ValueError: If these settings do not suit this model and these data; the message says what to do.
+        FileNotFoundError: If there is no reference run.
+    """
+    record, folder = None, settings.drift.reference_run
+    if folder is not None:
+        record = on_first_process(trainer, lambda: Record.open(folder).last(), "read the reference run")
+    candidates = candidate_loaders(trainer)
+    loader = candidates[0] if candidates else None
+    if len(candidates) > 1 and not isinstance(settings.samples, Dataset):
+        rank_zero_info(f"GradCAMCallback takes its samples from the first of {len(candidates)} data loaders.")
+    dataset = settings.samples if isinstance(settings.samples, Dataset) else getattr(loader, "dataset", None)
+    class_names = _class_names(settings, dataset)
+    loaded, found = _find_out(trainer, pl_module, settings, stand_in, run, loader, dataset, class_names, restored or {})
+    asked, settings = found.asked, _settled(settings, found)
+    for note in found.notes:
+        rank_zero_info(f"GradCAMCallback {note}.")
+    if asked.warning:
+        rank_zero_warn(f"GradCAMCallback: {asked.warning}.")
+    batch, fingerprint = asked.batch.apply(lambda tensor: tensor.detach().cpu()), loaded.fingerprint
+    layers = layer_prefixes(settings.prefix, list(found.layouts))
+    reference_run = None
+    if record is not None:
+        reference_run = _reference_run(record, settings, list(layers), describe_samples(batch, fingerprint))
+    height, width = batch.images.shape[-2:]
+    with torch_defaults():
+        regions = {name: region_masks(region, (height, width)) for name, region in batch.regions.items()}
+    grey, of_values = _photos(settings, dataset, batch), isinstance(asked.question.target, RegressionTarget)
+    return Probe(
+        settings=settings,
+        batch=batch,
+        rows=batch,
+        fingerprint=fingerprint,
+        layers=layers,
+        layouts=found.layouts,
+        regions=regions,
+        photos=grey,
+        class_names=None if of_values else class_names,
+        reference_run=reference_run,
+        question=asked.question,
+        notes=(*found.notes, asked.warning) if asked.warning else found.notes,
+    )
+
+
+def _find_out(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    settings: Settings,
+    stand_in: StandIn,
+    run: Run,
+    loader: Any,
+    dataset: Any,
+    class_names: Sequence[str] | None,
+    restored: Mapping[str, Any],
+) -> tuple[Loaded, _Found]:
+    """Try all, and raise all that is missing at once."""
+    problems: list[Exception] = []
+
+    def attempt(step: Callable[[], _T]) -> _T | None:
+        try:
+            return step()
+        except Exception as error:
+            problems.append(error)
+            return None
+
+    for layer in settings.target_layer:
+        attempt(partial(find_layer, pl_module, layer))
+    named = not problems
+    has_forward = attempt(partial(_check_forward, settings, pl_module))
+    loaded = attempt(partial(_load, trainer, pl_module, settings, loader, dataset))
+    if loaded is None or not has_forward:
+        raise _all_of(problems, settings)
+
+    def look(model: nn.Module) -> _Found:
+        batch = loaded.read.batch.apply(lambda tensor: tensor.to(pl_module.device))
+        return _look(
+            model, replace(loaded.read, batch=batch), loaded.raw, settings, stand_in, run, class_names, restored
+        )
+
+    if named:
+        found = attempt(partial(stand_in.look, look))
+    else:
+        attempt(partial(stand_in.look, lambda model: look(model).asked))
+        found = None
+    if found is None:
+        raise _all_of(problems, settings)
+    return loaded, found
+
+
+def _look(
+    model: nn.Module,
+    read: ReadBatch,
+    raw: Any,
+    settings: Settings,
+    stand_in: StandIn,
+    run: Run,
+    class_names: Sequence[str] | None,
+    restored: Mapping[str, Any],
+) -> _Found:
+    """Find out by a stand-in how to run the model, what its output is and which layers to look at."""
+    notes, batch, forward_fn = [*read.notes], read.batch, stand_in.of(settings.forward_fn)
+    if settings.forward_fn is default_forward:
+        forward_fn, batch = find_call(model, read, raw, lambda call, few: run(call, model, few))
+        notes += [f"calls `{forward_fn.name}`"] if forward_fn.images is not None else []
+    forward = partial(run, forward_fn, model)
+    output, few = first_look(forward, batch)
+    asked = decide(stand_in.of(settings.target), output, few, batch, read.main_classes, class_names, restored)
+    question, layers = asked.question, list(map(stand_in.of, settings.target_layer))
+    layouts, reason = locate_layers(model, layers, settings.grid, asked.batch, question.to_answer(forward), question)
+    notes += asked.notes
+    if reason:
+        notes.append(f"looks at `{next(iter(layouts))}`: {reason}. Give `target_layer` to look at another layer")
+    return _Found(forward_fn, asked, layouts, tuple(notes))
+
+
+def _load(trainer: Trainer, pl_module: LightningModule, settings: Settings, loader: Any, dataset: Any) -> Loaded:
+    """The fixed batch, which knows whether its labels may name several classes."""
+    loaded = fixed_batch(trainer, pl_module, loader, settings.samples, settings.batch_fn)
+    batch = loaded.read.batch
+    if settings.localization is not None and settings.localization not in batch.regions:
+        raise ValueError(
+            f"`localization` names the region {settings.localization!r}, the batch has {sorted(batch.regions)}; return "
+            "it from `batch_fn`"
+        )
+    labels = batch.labels
+    if batch.multilabel is not None or labels is None or labels.ndim == 1 or not name_one_class(labels):
+        return loaded
+    # Rows with one positive each are one-hot labels, or happen to be so in these samples.
+    several = any(type(module).__name__.startswith(_LOSSES_OF_SEVERAL) for module in pl_module.modules())
+    others = [] if several else some_labels(dataset, _LABELS_TO_READ)
+    several = several or any(one.shape == labels.shape[1:] and not name_one_class(one[None]) for one in others)
+    return replace(loaded, read=replace(loaded.read, batch=replace(batch, multilabel=several)))
+
+
+def _check_forward(settings: Settings, pl_module: LightningModule) -> bool:
+    """Refuse a module that cannot be called, unless the user has said how to run it."""
+    inherited = type(pl_module).forward.__qualname__ == "LightningModule.forward"  # of either distribution
+    if settings.forward_fn is default_forward and inherited:
+        sizes = {name: sum(one.numel() for one in child.parameters()) for name, child in pl_module.named_children()}
+        largest = max(sizes, key=lambda name: sizes[name], default="model")
+        paste = f"lambda module, batch: module.{largest}(batch.images)"
+        raise AskError(
+            f"{type(pl_module).__name__} defines no `forward`, so `GradCAMCallback` cannot run it; "
+            f"pass `forward_fn={paste}`",
+            forward_fn=paste,
+        )
+    return True
+
+
+def _settled(settings: Settings, found: _Found) -> Settings:
+    """The settings with what was found where the user had left it open."""
+    target = found.asked.question.target
+    if settings.forward_fn is default_forward:
+        settings = replace(settings, forward_fn=found.forward_fn)
+    if settings.target is not label or target is label:
+        return settings
+    name = "predicted" if target is predicted else in_words(target)
+    method = settings.question.removeprefix(settings.target_name)
+    return replace(settings, target=target, target_name=f"target {name}", question=f"target {name}{method}")
+
+
+def _all_of(problems: Sequence[Exception], settings: Settings) -> Exception:
+    """One error for all that is missing, with what to paste."""
+    telling = [one for one in problems if not isinstance(one, NoMapError)] or problems
+    paste = {name: value for one in telling if isinstance(one, AskError) for name, value in one.arguments.items()}
+    if not paste and len(telling) == 1:
+        return telling[0]
+    text = "\n".join(f"{i}. {one}" for i, one in enumerate(telling, 1)) if len(telling) > 1 else str(telling[0])
+    if len(telling) > 1:
+        text = f"GradCAMCallback must be told {len(telling)} things:\n{text}"
+    if paste:
+        named = [repr(layer) for layer in settings.target_layer if isinstance(layer, str)][:1]
+        call = ", ".join([*named, *(f"{name}={value}" for name, value in paste.items())])
+        text += f"\nTo paste, beside your other arguments: GradCAMCallback({call})"
+    error = AskError(text, **paste)
+    vars(error).update({name: value for one in telling for name, value in vars(one).items() if name != "arguments"})
+    error.__cause__ = telling[0]
+    return error
+
+
+def _class_names(settings: Settings, dataset: Any) -> Sequence[str] | None:
+    class_names = settings.display.class_names or find_class_names(dataset)
+    missing = missing_letters(class_names or (), load_font(settings.display.font, 13))
+    if missing:
+        rank_zero_warn(
+            f"the font has no glyph for {missing!r} in the class names; give `Display(font=...)` one that has"
+        )
+    return class_names
+
+
+def _photos(settings: Settings, dataset: Any, batch: Batch) -> Tensor:
+    mean, std = settings.display.mean, settings.display.std
+    if mean is None:
+        mean, std = find_normalization(dataset, batch.images.shape[1])
+    with torch_defaults():
+        grey, note = photos(batch.images, mean, std)
+    if note:
+        rank_zero_info(f"GradCAMCallback: {note}.")
+    return grey
+
+
+def _reference_run(record: Record, settings: Settings, prefixes: list[str], samples: dict[str, Any]) -> ReferenceRun:
+    """What the reference run saw last, refused where it is of other samples or has no such layers."""
+    mismatch = sample_mismatch(samples, record.about)
+    if mismatch:
+        raise ValueError(
+            f"`Drift(reference_run={str(settings.drift.reference_run)!r})` has not looked at the same samples: "
+            f"{mismatch}, here and there"
+        )
+    question = record.about["settings"].get("question")
+    if question != settings.question:
+        rank_zero_warn(f"GradCAMCallback asks for {settings.question!r}, {record.name} asked for {question!r}.")
+    return ReferenceRun.of(record, prefixes)

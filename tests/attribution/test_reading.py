@@ -1,0 +1,170 @@
+"""A loader's batch of any form: what is taken for images, labels, masks and boxes."""
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torchvision import tv_tensors
+
+from lightning_gradcam.attribution.batch import Batch, joined
+from lightning_gradcam.attribution.reading import NO_LABEL, AskError, default_batch, read_batch
+
+IMAGES = torch.rand(2, 3, 8, 8)
+LABELS = torch.tensor([1, 0])
+Pair = namedtuple("Pair", ["picture", "category"])
+
+
+@dataclass(frozen=True)
+class Item:
+    image: torch.Tensor
+    gt_label: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        (IMAGES, LABELS, ["a.png", "b.png"]),
+        (IMAGES, LABELS, torch.arange(2)),
+        (IMAGES, LABELS, torch.rand(2, 5)),
+        {"img": IMAGES, "lab": LABELS, "idx": torch.arange(2)},
+        {"idx": torch.arange(2), "X": IMAGES, "Y": LABELS},
+        {"image": IMAGES, "target": LABELS, "other": torch.rand(2, 3, 8, 8)},
+        {"picture": IMAGES, "class_label": LABELS},
+        Item(IMAGES, LABELS),
+        Pair(IMAGES, LABELS),
+        ({"image": IMAGES, "name": ["a", "b"]}, LABELS),
+        {"inputs": {"image": IMAGES}, "labels": LABELS},
+        ([IMAGES, IMAGES + 1], LABELS),
+        (IMAGES, [1, 0]),
+        {"image": IMAGES, "label": LABELS, "bbox": torch.rand(2, 4)},
+    ],
+)
+def test_images_and_labels_are_found_by_what_they_are(raw):
+    read = default_batch(raw)
+    assert read.images is IMAGES
+    assert read.labels.tolist() == [1, 0]
+    assert read.regions == {}
+
+
+@pytest.mark.parametrize("raw", [IMAGES, [IMAGES, IMAGES + 1], {"image": IMAGES, "idx": LABELS}, (IMAGES, ["a", "b"])])
+def test_images_without_labels(raw):
+    read = default_batch(raw)
+    assert read.images is IMAGES
+    assert read.labels is None
+
+
+def test_what_was_taken_for_what_is_told_as_one_would_write_it():
+    read = read_batch({"x": {"img": IMAGES}, "y": LABELS, "idx": LABELS, "bbox": torch.rand(2, 4)})
+    assert read.notes == (
+        "reads images from `batch['x']['img']`, labels from `batch['y']`",
+        "sets aside `batch['idx']`, `batch['bbox']`",
+    )
+    assert read_batch(Item(IMAGES, LABELS)).notes == ("reads images from `batch.image`, labels from `batch.gt_label`",)
+
+
+def test_what_cannot_be_told_is_asked_for():
+    with pytest.raises(AskError, match=r"images may be any of batch\['left'\], batch\['right'\]") as raised:
+        read_batch({"left": IMAGES, "right": IMAGES})
+    assert raised.value.arguments == {"batch_fn": "lambda batch: Batch(images=batch['left'], labels=...)"}
+    with pytest.raises(AskError, match=r"cannot read the batch \{'volume': tensor \(2, 1, 4, 8, 8\) float32\}"):
+        read_batch({"volume": torch.rand(2, 1, 4, 8, 8)})
+
+
+def squares(*sides, value=1, size=8):
+    """Masks with a square of each side in the upper left corner."""
+    masks = torch.zeros(len(sides), size, size, dtype=torch.long)
+    for mask, side in zip(masks, sides, strict=True):
+        mask[:side, :side] = value
+    return masks
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        squares(2, 3),
+        squares(2, 3)[:, None],
+        squares(2, 3).float(),
+        squares(2, 3).bool(),
+        squares(2, 3, value=255).byte(),
+        torch.stack([1 - squares(2, 3), squares(2, 3)], 1),  # a channel a class, of which the first is the background
+    ],
+    ids=["long", "a channel", "float", "bool", "255", "channels"],
+)
+@pytest.mark.parametrize("name", ["mask", "label", "anything"])
+def test_a_mask_is_one_by_its_size_and_values_whatever_its_name(mask, name):
+    read = read_batch({"image": IMAGES, name: mask})
+    assert read.batch.labels is None
+    assert read.main_classes.tolist() == [1, 1]
+    assert torch.equal(read.batch.regions["object"], squares(2, 3).float())
+    assert default_batch((IMAGES, mask)).labels.tolist() == [1, 1]
+
+
+def test_the_class_of_most_pixels_is_that_of_no_background_and_none_that_is_not_labelled():
+    mask = torch.zeros(2, 8, 8, dtype=torch.long)
+    mask[0, 0, :5], mask[0, 1, :3], mask[0, 2:4] = 3, 2, 255
+    mask[1, 0] = -1
+    read = read_batch((IMAGES, mask))
+    assert read.main_classes.tolist() == [3, NO_LABEL]
+    assert read.batch.regions["object"].sum((1, 2)).tolist() == [5, 0]
+
+
+def test_what_is_no_mask():
+    for other in (torch.rand(2, 8, 8), torch.rand(2, 1, 8, 8), torch.rand(2, 3, 8, 8), squares(2, 3, size=4)):
+        read = read_batch((IMAGES, other))
+        assert read.batch.regions == {}
+        assert read.main_classes is None
+
+
+def test_a_mask_beside_labels():
+    read = read_batch({"image": IMAGES, "label": LABELS, "mask": squares(2, 3)})
+    assert read.batch.labels.tolist() == [1, 0]
+    assert read.batch.regions["object"].sum((1, 2)).tolist() == [4, 9]
+
+
+TARGETS = [
+    {"boxes": torch.tensor([[0.0, 0, 4, 4], [2, 2, 6, 4], [0, 0, 1, 1]]), "labels": torch.tensor([5, 5, 7])},
+    {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)},
+]
+
+
+def test_targets_of_torchvision():
+    read = read_batch(((torch.rand(3, 8, 8), torch.rand(3, 6, 7)), tuple(TARGETS)))
+    assert read.batch.images.shape == (2, 3, 8, 8)
+    assert not read.batch.images[1, :, 6:].any()
+    assert read.sizes.tolist() == [[8, 8], [6, 7]]
+    assert read.main_classes.tolist() == [5, NO_LABEL]
+    assert read.batch.regions["object"].sum((1, 2)).tolist() == [16 + 8 - 4, 0]  # a union
+
+
+def test_targets_with_masks_and_boxes_in_another_format():
+    boxes = tv_tensors.BoundingBoxes([[0, 0, 4, 2]], format="XYWH", canvas_size=(8, 8))
+    plain = {"boxes": boxes, "labels": torch.tensor([1])}
+    masked = plain | {"masks": squares(3)}
+    read = read_batch((list(IMAGES), [plain, masked]))
+    assert read.batch.regions["object"].sum((1, 2)).tolist() == [8, 9]
+
+
+def test_targets_of_hugging_face():
+    targets = [{"class_labels": torch.tensor([2]), "boxes": torch.tensor([[0.5, 0.25, 1.0, 0.5]])}] * 2
+    read = read_batch({"pixel_values": IMAGES, "pixel_mask": torch.ones(2, 8, 8).long(), "labels": targets})
+    assert read.main_classes.tolist() == [2, 2]
+    assert read.batch.regions["object"][:, :4].all()
+    assert not read.batch.regions["object"][:, 4:].any()
+
+
+def test_a_box_a_sample_is_a_region_only_where_it_says_what_it_is():
+    boxes = tv_tensors.BoundingBoxes([[1, 1, 2, 3], [0, 0, 4, 4]], format="XYWH", canvas_size=(8, 8))
+    read = read_batch({"image": IMAGES, "bbox": boxes, "label": LABELS})
+    assert read.batch.regions["object"].tolist() == [[1, 1, 3, 4], [0, 0, 4, 4]]
+    assert default_batch({"image": IMAGES, "bbox": torch.rand(2, 4), "label": LABELS}).regions == {}
+
+
+def test_inputs_of_any_form_are_cut_and_joined_with_the_samples():
+    inputs = {"image": IMAGES, "names": ["a", "b"], "item": Item(IMAGES, LABELS), "pair": Pair(IMAGES, LABELS), "n": 2}
+    batch = Batch(IMAGES, LABELS, inputs=inputs)
+    one, both = batch.part(slice(1)).inputs, joined(batch, IMAGES).inputs
+    assert (one["names"], both["names"]) == (["a"], ["a", "b", "a", "b"])
+    assert (one["item"].gt_label.tolist(), both["pair"].category.tolist()) == ([1], [1, 0, 1, 0])
+    assert inputs["names"] == ["a", "b"]
+    assert one["n"] == 2
