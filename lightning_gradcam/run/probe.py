@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lightning_gradcam.attribution.batch import Batch
-from lightning_gradcam.attribution.choice import locate_layers
+from lightning_gradcam.attribution.choice import Located, locate_layers
 from lightning_gradcam.attribution.isolation import torch_defaults
 from lightning_gradcam.attribution.layout import Layout
 from lightning_gradcam.attribution.regions import region_masks
@@ -109,15 +109,19 @@ def prepare(
         )
     on_device = batch.apply(lambda tensor: tensor.to(pl_module.device))
 
-    def locate(model: nn.Module) -> tuple[dict[str, Layout | None], str]:
+    def locate(model: nn.Module) -> Located:
         layers, target = list(map(stand_in.of, settings.target_layer)), stand_in.of(settings.target)
         return locate_layers(model, layers, settings.grid, on_device, partial(forward, model), target)
 
-    layouts, reason = stand_in.look(locate)
-    if reason:
+    located = stand_in.look(locate)
+    layouts = dict(located.layouts)
+    if located.reason:
         rank_zero_info(
-            f"GradCAMCallback looks at `{next(iter(layouts))}`: {reason}. Give `target_layer` to look at another layer."
+            f"GradCAMCallback looks at `{next(iter(layouts))}`: {located.reason}. Give `target_layer` to look at "
+            "another layer."
         )
+    for note in located.notes:
+        rank_zero_info(f"GradCAMCallback: {note}.")
     layers = layer_prefixes(settings.prefix, list(layouts))
     reference_run = None
     if record is not None:
