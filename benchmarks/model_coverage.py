@@ -165,8 +165,8 @@ def look(build: Callable[[], tuple[nn.Module, int]], named: list[str]) -> dict[s
     stand_in = StandIn(model)
 
     def choose(model: nn.Module) -> tuple[str, Any]:
-        layouts, _ = locate_layers(model, (), None, batch, lambda batch: model(batch.images), score)
-        return next(iter(layouts.items()))
+        found = locate_layers(model, (), None, batch, lambda batch: model(batch.images), score)
+        return next(iter(found.layouts.items()))
 
     cost = seconds_of_forward(model, images)
     started = time.perf_counter()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_gradcam.attribution.layout import first_tensor
+from lightning_gradcam.attribution.layers import split_call
+from lightning_gradcam.attribution.layout import NoMapError, first_tensor
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ def capture(
     sample there are ``k`` such. All that lies below the first layer takes no part.
 
     Args:
-        layers: Modules to read, by the name that errors shall use: parts of a stand-in, whose parameters ask for no
-            gradient, see :class:`~lightning_gradcam.attribution.stand_in.StandIn`.
+        layers: Modules to read, by the name that errors shall use, behind which ``#2`` asks for the second call: parts
+            of a stand-in, whose parameters ask for no gradient, see
+            :class:`~lightning_gradcam.attribution.stand_in.StandIn`.
         forward: Runs the model on the batch once.
         score: Turns the model's output into scores ``(n,)`` or ``(n, k)``.
 
@@ -53,8 +55,9 @@ def capture(
         The capture, on the model's device and in the layers' own dtype.
 
     Raises:
-        ValueError: If a layer is not reached exactly once, its output cannot carry a gradient, or the score
-            does not depend on it. The message names the layer and what to do.
+        ValueError: If a layer, or the call that was asked for, is not reached exactly once, or its output cannot carry
+            a gradient. The message names the layer and what to do.
+        NoMapError: If the score does not depend on a layer.
     """
     with _taps(layers) as taps:
         with torch.no_grad():
@@ -63,8 +66,8 @@ def capture(
         if gradients is None:
             # A `no_grad` block in the model ended the graph, or a re-entrant checkpoint refuses `autograd.grad`.
             # Since no parameter asks for one, nothing but the layers collects a gradient from `backward`.
-            for tensors in taps.values():
-                tensors.clear()
+            for tap in taps.values():
+                tap.calls, tap.tensors = 0, []
             with torch.enable_grad():
                 output = forward()
                 gradients = _gradients_by_backward(score, output, taps)
@@ -72,7 +75,7 @@ def capture(
     return Capture(
         output=output,
         scores=_plain(scores),
-        activations={name: _plain(tensor) for name, (tensor,) in taps.items()},
+        activations={name: _plain(tap.tensors[0]) for name, tap in taps.items()},
         gradients={name: _plain(gradient) for name, gradient in by_layer.items()},
     )
 
@@ -82,17 +85,36 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().as_subclass(Tensor)
 
 
-@contextmanager
-def _taps(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
-    """Hook the layers; the lists fill with what each hands out, one tensor a call."""
-    taps: dict[str, list[Tensor]] = {name: [] for name in layers}
+@dataclass(eq=False)
+class _Tap:
+    """What a layer has handed out in one forward.
 
-    def tap(name: str) -> Callable[[nn.Module, Any, Any], Any]:
+    Attributes:
+        call: Which call is meant, counted from 1; ``None``: the only one.
+        calls: How often the layer has been called.
+        tensors: What it handed out, one tensor a call that is meant.
+    """
+
+    call: int | None
+    calls: int = 0
+    tensors: list[Tensor] = field(default_factory=list)
+
+
+@contextmanager
+def _taps(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, _Tap]]:
+    """Hook the layers; the taps fill as these are called."""
+    taps = {name: _Tap(split_call(name)[1]) for name in layers}
+
+    def hook_of(name: str) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            tap = taps[name]
+            tap.calls += 1
+            if tap.call not in (None, tap.calls):
+                return output
             tensor = first_tensor(output)
             _check_output(name, module, tensor)
             kept = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
-            taps[name].append(kept)
+            tap.tensors.append(kept)
             torch.set_grad_enabled(True)
             handed = kept.clone()  # an in-place operation after the layer must not reach what was kept
             return handed if tensor is output else (handed, *output[1:])
@@ -108,7 +130,7 @@ def _taps(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
                     "or name a layer outside the scripted part"
                 )
             # Before the hooks of a library that notes what a layer hands out: it shall note what the score is made of.
-            handles.append(module.register_forward_hook(tap(name), prepend=True))
+            handles.append(module.register_forward_hook(hook_of(name), prepend=True))
         yield taps
     finally:
         for handle in handles:
@@ -127,26 +149,31 @@ def _check_output(name: str, module: nn.Module, output: Any) -> None:
         raise ValueError(f"`target_layer` {name!r} ({type(module).__name__}) {problem}")
 
 
-def _check_calls(taps: Mapping[str, list[Tensor]]) -> None:
-    for name, tensors in taps.items():
-        if not tensors:
+def _check_calls(taps: Mapping[str, _Tap]) -> None:
+    for name, tap in taps.items():
+        if not tap.calls:
             raise ValueError(
                 f"`target_layer` {name!r} was not reached by the forward pass; name a layer that the forward calls, "
                 "or pass a `forward_fn` that calls it"
             )
-        if len(tensors) > 1:
+        if not tap.tensors:
             raise ValueError(
-                f"`target_layer` {name!r} was called {len(tensors)} times in one forward pass, so its output is not "
-                "one map; name its parent or a layer that is called once"
+                f"`target_layer` {name!r} asks for call {tap.call}, and one forward pass calls that layer "
+                f"{tap.calls} time{'s' * (tap.calls > 1)}; name a call from 1 to {tap.calls}"
+            )
+        if len(tap.tensors) > 1:
+            raise ValueError(
+                f"`target_layer` {name!r} was called {tap.calls} times in one forward pass, so its output is not one "
+                f"map; write `{name}#{tap.calls}` for the last of these calls, or name its parent"
             )
 
 
 def _gradients(
-    score: Callable[[Any], Tensor], output: Any, taps: Mapping[str, list[Tensor]]
+    score: Callable[[Any], Tensor], output: Any, taps: Mapping[str, _Tap]
 ) -> tuple[Tensor, dict[str, Tensor]] | None:
     """Scores and gradients by ``autograd.grad``; ``None`` where the graph does not reach every layer."""
     _check_calls(taps)
-    leaves = [tensor for (tensor,) in taps.values()]
+    leaves = [tap.tensors[0] for tap in taps.values()]
     with torch.enable_grad():
         scores = score(output)
         if not scores.requires_grad:
@@ -178,10 +205,10 @@ def _stack_scores(scores: Tensor, gradients: Sequence[Tensor]) -> Tensor:
 
 
 def _gradients_by_backward(
-    score: Callable[[Any], Tensor], output: Any, taps: Mapping[str, list[Tensor]]
+    score: Callable[[Any], Tensor], output: Any, taps: Mapping[str, _Tap]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     _check_calls(taps)
-    leaves = {name: tensor for name, (tensor,) in taps.items()}
+    leaves = {name: tap.tensors[0] for name, tap in taps.items()}
     for leaf in leaves.values():
         leaf.retain_grad()
     scores = score(output)
@@ -191,7 +218,7 @@ def _gradients_by_backward(
             column.backward(retain_graph=more)
         for name, leaf in leaves.items():
             if leaf.grad is None:
-                raise ValueError(
+                raise NoMapError(
                     f"the score does not depend on `target_layer` {name!r}: something after it, such as `.detach()`, "
                     "or a re-entrant checkpoint around it, ends the gradient, or its output is not used; name a layer "
                     "after that place"

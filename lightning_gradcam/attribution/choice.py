@@ -1,11 +1,11 @@
-"""Which layer to look at where none is named, and how the output of any lies on a grid."""
+"""Which layer to look at where none is named."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,30 +14,27 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
-from torch.nn.modules.module import register_module_forward_hook
 
 from lightning_gradcam.attribution.batch import Batch, few_of
+from lightning_gradcam.attribution.grids import numbered, readings, settled
 from lightning_gradcam.attribution.layers import Layer, find_layer, names_of_modules
-from lightning_gradcam.attribution.layout import Grid, Layout, Tokens, channels_first, first_tensor, infer_layout
+from lightning_gradcam.attribution.layout import Grid, Layout, NoMapError, Tokens, channels_first, first_tensor
 from lightning_gradcam.attribution.targets import Target, score
 
 _ADAPTIVE_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_FEW = 4  # cells a side; fewer tell little about places
 # Nodes of the autograd graph that hand on the same values in another order or shape.
 _REORDERINGS = ("PermuteBackward0", "TransposeBackward0", "ViewBackward0", "UnsafeViewBackward0", "CloneBackward0")
 
 
-class NoMapError(ValueError):
-    """There is no map to be had of this model."""
-
-
 @dataclass(eq=False)
 class _ModuleCall:
-    """A module has handed out a tensor.
+    """A module has been called.
 
     Attributes:
-        name: Of the module.
+        name: Of the module, with the number of the call where there are several.
         module: The module.
-        shape: Of the tensor.
+        shape: Of the tensor that it handed out; empty where it handed out something else.
         source: The node of the autograd graph that made the tensor, and which of its outputs it is.
         layout: How the tensor lies on a grid, if it does.
     """
@@ -54,6 +51,21 @@ class _ModuleCall:
         return math.prod(self.grid)
 
 
+@dataclass(frozen=True)
+class Located:
+    """Layers that have been found or chosen.
+
+    Attributes:
+        layouts: How the output of each lies on a grid, by its full dotted name, as far as that is known.
+        reason: Why a layer was chosen; empty where they were named.
+        notes: What the user should know of the choice, in sentences.
+    """
+
+    layouts: Mapping[str, Layout | None]
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
 def locate_layers(
     model: nn.Module,
     layers: Sequence[Layer],
@@ -61,7 +73,7 @@ def locate_layers(
     batch: Batch,
     forward: Callable[[Batch], Any],
     target: Target,
-) -> tuple[dict[str, Layout | None], str]:
+) -> Located:
     """Find the layers, or choose one.
 
     Args:
@@ -72,52 +84,18 @@ def locate_layers(
         forward: Runs the model on a batch.
         target: ``(output, batch) -> scores (n,)``, for the choice.
 
-    Returns:
-        Each layer's layout by its full dotted name, as far as it is known; and why a layer was chosen, empty where
-        they were named.
-
     Raises:
         ValueError: If a name is wrong or no layer can be chosen.
     """
     if not layers:
-        name, layout, reason = choose_layer(model, few_of(batch), forward, target)
-        return {name: layout}, reason
+        return choose_layer(model, few_of(batch), forward, target)
     found = dict(find_layer(model, layer) for layer in layers)
     if len(found) < len(layers):
         raise ValueError(f"`target_layer` {list(layers)} names a layer twice, {list(found)}")
-    return dict.fromkeys(found, grid), ""
+    return Located(dict.fromkeys(found, grid))
 
 
-@contextmanager
-def recording_shapes() -> Iterator[list[tuple[nn.Module, Sequence[int]]]]:
-    """Note the modules that hand out a tensor and its shape, in the order in which they finish."""
-    calls: list[tuple[nn.Module, Sequence[int]]] = []
-
-    def note(module: nn.Module, args: Any, output: Any) -> None:
-        output = first_tensor(output)
-        if isinstance(output, Tensor):
-            calls.append((module, output.shape))
-
-    handle = register_module_forward_hook(note)
-    try:
-        yield calls
-    finally:
-        handle.remove()
-
-
-def layouts_of(
-    layers: Mapping[str, nn.Module], calls: Sequence[tuple[nn.Module, Sequence[int]]], batch: Batch
-) -> dict[str, Layout]:
-    """How what the layers handed out lies on a grid, told by the shapes of all that the model's modules did."""
-    wanted = set(map(id, layers.values()))
-    found = dict(zip((id(module) for module, _ in calls), _find_layouts(calls, batch, wanted), strict=True))
-    known = {name: found.get(id(module)) for name, module in layers.items()}
-    return {name: layout[0] if layout else channels_first for name, layout in known.items()}
-
-
-def choose_layer(
-    model: nn.Module, batch: Batch, forward: Callable[[Batch], Any], target: Target
-) -> tuple[str, Layout, str]:
+def choose_layer(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any], target: Target) -> Located:
     """Choose the layer that tells best where the score comes from.
 
     It is the last one on a grid that all that the score knows of the image passes through: in the autograd graph
@@ -135,11 +113,12 @@ def choose_layer(
         target: ``(output, batch) -> scores (n,)``.
 
     Returns:
-        The full dotted name, the layout of its output and why it was chosen. Of modules that hand out the same
-        tensor, such as a block and its last layer, it is the outermost.
+        The layer. Of modules that hand out the same tensor, such as a block and its last layer, it is the outermost;
+        of a module that the forward calls several times it is one of the calls.
 
     Raises:
-        ValueError: If there is none.
+        NoMapError: If there is none.
+        ValueError: If the target fails, or a re-entrant checkpoint hides the graph.
     """
     calls: list[_ModuleCall] = []
     with torch.enable_grad(), warnings.catch_warnings():
@@ -147,9 +126,7 @@ def choose_layer(
         batch = batch.apply(lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point()))
         with _recording_calls(model, calls) as head:
             output = forward(batch)
-        for call, found in zip(calls, _find_layouts(((one.module, one.shape) for one in calls), batch), strict=True):
-            call.layout, call.grid = found or (call.layout, call.grid)
-        candidates = _candidates(calls)
+        candidates = _on_a_grid(calls, batch, forward)
         try:
             root = score(target, output, batch).sum()
         except (RuntimeError, IndexError) as error:
@@ -164,37 +141,86 @@ def choose_layer(
             # A head whose weights start at zero hides all that is before it: ask what it reads.
             root = (head[0] * torch.randn_like(head[0])).sum()
         through = [call for call in candidates if call.source[0] in crossed]
-        best = next((call for call in reversed(through) if _is_alive(call, root)), None)
-        reason = "the last layer that all paths from the image to the score cross"
-
-        after = candidates if best is None else candidates[candidates.index(best) + 1 :]
-        alike = [call for call in after if best is not None and call.shape == best.shape]
-        if any(call in through and isinstance(call.layout, Tokens) for call in alike):  # no patch is alive there
-            reader = next((call for call in alike if _is_alive(call, root)), None)
-            if reader is not None:
-                best, reason = reader, "through which the class token reads the patches for the last time"
-        else:
-            smaller = [call for call in after if best is None or call.cells < best.cells]
-            smaller.sort(key=lambda call: -call.cells)
-            branch = next((call for call in reversed(smaller) if _is_alive(call, root)), None)
-            if branch is not None:
-                best, reason = branch, "the last layer of the smallest grid, since branches run side by side"
+        best, reason = _select(candidates, through, root)
         if best is None:
-            if not root.requires_grad:
-                problem = "the score has no gradient: the forward detaches it, runs in inference mode or on integers"
-            elif not candidates:
-                problem = "none of its modules, called once, hands out maps or tokens on a grid"
-            else:
-                problem = f"the score's gradient is zero or not finite in all {len(candidates)} layers on a grid"
-            raise ValueError(
+            problem = _why_none(model, calls, candidates, root)
+            raise NoMapError(
                 f'no layer of {type(model).__name__} can be chosen, since {problem}; name one by `target_layer="..."`'
             )
-    return best.name, best.layout, f"{' x '.join(map(str, best.grid))} cells, {reason}"
+        notes = _note_few_cells(best, through, root)
+    return Located({best.name: best.layout}, f"{_size(best)} cells, {reason}", notes)
+
+
+def _select(
+    candidates: Sequence[_ModuleCall], through: Sequence[_ModuleCall], root: Tensor
+) -> tuple[_ModuleCall | None, str]:
+    """Of the candidates, of which all paths cross those in ``through``, the best, and why it is."""
+    best = next((call for call in reversed(through) if _is_alive(call, root)), None)
+    after = candidates if best is None else candidates[candidates.index(best) + 1 :]
+    alike = [call for call in after if best is not None and call.shape == best.shape]
+    if any(call in through and isinstance(call.layout, Tokens) for call in alike):  # no patch is alive there
+        reader = next((call for call in alike if _is_alive(call, root)), None)
+        if reader is not None:
+            return reader, "through which the class token reads the patches for the last time"
+    else:
+        smaller = [call for call in after if best is None or call.cells < best.cells]
+        smaller.sort(key=lambda call: -call.cells)
+        branch = next((call for call in reversed(smaller) if _is_alive(call, root)), None)
+        if branch is not None:
+            return branch, "the last layer of the smallest grid, since branches run side by side"
+    return best, "the last layer that all paths from the image to the score cross"
+
+
+def _size(call: _ModuleCall) -> str:
+    return " x ".join(map(str, call.grid))
+
+
+def _note_few_cells(best: _ModuleCall, through: Sequence[_ModuleCall], root: Tensor) -> tuple[str, ...]:
+    """A sentence where a layer has few cells, with the layer before it that has more."""
+    if min(best.grid) >= _FEW:
+        return ()
+    before = through[: through.index(best)] if best in through else through
+    finer = (call for call in reversed(before) if min(call.grid) > min(best.grid) and _is_alive(call, root))
+    other = next(finer, None)
+    advice = "" if other is None else f"; `{other.name}` before it has {_size(other)}, give it as `target_layer`"
+    return (f"the {_size(best)} cells of `{best.name}` tell little about places{advice}",)
+
+
+def _why_none(model: nn.Module, calls: Sequence[_ModuleCall], candidates: Sequence[_ModuleCall], root: Tensor) -> str:
+    """Why no layer can be chosen."""
+    if not root.requires_grad:
+        last = next((call.name for call in reversed(calls) if call.source[0] is not None), None)
+        if last is not None:
+            return f"the score has no gradient: it ends behind `{last}`, the last module whose output has one"
+        return "the score has no gradient: the forward detaches it, runs in inference mode or on integers"
+    if candidates:
+        return f"the score's gradient is zero or not finite in all {len(candidates)} layers on a grid"
+    named = names_of_modules(model)
+    scripted = [name for name, module in named.values() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        return f"`{scripted[0]}` is a scripted or traced module, which runs no hooks, so look at the plain model"
+    hidden = next(_plain_containers(model), None)
+    if hidden is not None:
+        return (
+            f"`{hidden}` holds modules in a plain list, tuple or dict, so that PyTorch gives them no names; make it an "
+            "`nn.ModuleList` or an `nn.ModuleDict`"
+        )
+    return "none of its modules hands out maps or tokens on a grid"
+
+
+def _plain_containers(model: nn.Module) -> Iterator[str]:
+    """The names of attributes that hold modules in plain containers."""
+    names = {id(model): "", **{key: f"{name}." for key, (name, _) in names_of_modules(model).items()}}
+    for module in model.modules():
+        for attribute, value in vars(module).items():
+            items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+            if attribute != "_modules" and any(isinstance(one, nn.Module) and id(one) not in names for one in items):
+                yield names.get(id(module), "") + attribute
 
 
 @contextmanager
 def _recording_calls(model: nn.Module, calls: list[_ModuleCall]) -> Iterator[list[Tensor]]:
-    """Note what the modules hand out, in the order in which they finish, and build the graph wherever it is turned off.
+    """Note the calls of modules, in the order in which they finish, and build the graph wherever it is turned off.
 
     Args:
         model: The model.
@@ -214,9 +240,10 @@ def _recording_calls(model: nn.Module, calls: list[_ModuleCall]) -> Iterator[lis
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         output = first_tensor(output)
+        shape, source = ((), (None, 0))
         if isinstance(output, Tensor):
-            source = (output.grad_fn, output.output_nr)
-            calls.append(_ModuleCall(names[id(module)][0], module, tuple(output.shape), source))
+            shape, source = tuple(output.shape), (output.grad_fn, output.output_nr)
+        calls.append(_ModuleCall(names[id(module)][0], module, shape, source))
 
     handles = []
     try:
@@ -229,35 +256,27 @@ def _recording_calls(model: nn.Module, calls: list[_ModuleCall]) -> Iterator[lis
             handle.remove()
 
 
-def _find_layouts(
-    calls: Iterable[tuple[nn.Module, Sequence[int]]], batch: Batch, wanted: Collection[int] | None = None
-) -> Iterator[tuple[Layout, Grid] | None]:
-    """The layout and the grid of every tensor that was handed out, or of those of the modules with these ids."""
-    samples, _, height, width = batch.images.shape
-    seen: dict[Grid, None] = {}
-    for module, shape in calls:
-        if len(shape) == 4 and (shape[2], shape[3]) not in seen and _is_spatial(module):
-            seen[shape[2], shape[3]] = None
-        if wanted is not None and len(shape) == 4 and id(module) not in wanted:
-            yield None
-            continue
-        found = infer_layout(shape, samples, (height, width), seen)
-        if found:
-            layout, grid = found
-            if isinstance(layout, Tokens) and math.prod(grid) == shape[1 - layout.batch_axis]:
-                seen[grid] = None
-        yield found
-
-
-def _is_spatial(module: nn.Module) -> bool:
-    """Whether the module is a pooling or has a convolution's weights, maybe to call a function with them."""
-    has_kernel = any(one is not None and one.ndim == 4 for one in module._parameters.values())
-    return has_kernel or isinstance(module, (nn.MaxPool2d, nn.AvgPool2d, nn.Conv2d))
-
-
-def _candidates(calls: Sequence[_ModuleCall]) -> list[_ModuleCall]:
-    """Of the modules that handed out one tensor on a grid, the outermost that was called once."""
+def _on_a_grid(calls: Sequence[_ModuleCall], batch: Batch, forward: Callable[[Batch], Any]) -> list[_ModuleCall]:
+    """The calls to choose from: :func:`_candidates`, without those whose tokens turn out to lie on no grid."""
     times = Counter(id(call.module) for call in calls)
+    keys = numbered(call.module for call in calls)
+    found = readings([(call.module, call.shape) for call in calls], batch)
+    for call, key in zip(calls, keys, strict=True):
+        if times[id(call.module)] > 1:
+            call.name = f"{call.name}#{key[1]}"
+        if found[key]:
+            call.layout, call.grid = found[key][0]
+    candidates = _candidates(calls, times)
+    key_of = dict(zip(map(id, calls), keys, strict=True))
+    right = settled({key_of[id(call)]: found[key_of[id(call)]] for call in candidates}, batch, forward)
+    candidates = [call for call in candidates if key_of[id(call)] in right]
+    for call in candidates:
+        call.layout, call.grid = right[key_of[id(call)]]
+    return candidates
+
+
+def _candidates(calls: Sequence[_ModuleCall], times: Mapping[int, int]) -> list[_ModuleCall]:
+    """Of the modules that handed out one tensor on a grid, the outermost; if it can be, one that was called once."""
     handed: dict[tuple[Node | None, int], list[_ModuleCall]] = {}
     for call in calls:
         node, output = call.source
@@ -266,14 +285,11 @@ def _candidates(calls: Sequence[_ModuleCall]) -> list[_ModuleCall]:
         handed.setdefault((node, output), []).append(call)
     found = []
     for (node, _), same in handed.items():
-        maker = same[0]
-        outer = [
-            call
-            for call in same
-            if f"{maker.name}.".startswith(f"{call.name}.") and times[id(call.module)] == 1 and call.cells
-        ]
-        if node is not None and outer and not isinstance(maker.module, _ADAPTIVE_POOLS):
-            found.append(outer[-1])
+        maker = same[0].module
+        outer = [call for call in same if call.cells and any(part is maker for part in call.module.modules())]
+        once = [call for call in outer if times[id(call.module)] == 1]
+        if node is not None and outer and not isinstance(maker, _ADAPTIVE_POOLS):
+            found.append((once or outer)[-1])
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from lightning_gradcam.attribution.batch import Batch
 from lightning_gradcam.attribution.capture import capture
-from lightning_gradcam.attribution.choice import layouts_of, locate_layers, recording_shapes
+from lightning_gradcam.attribution.choice import locate_layers
+from lightning_gradcam.attribution.grids import layouts_of, recording_shapes
 from lightning_gradcam.attribution.layers import Layer, check_layers, find_layer
 from lightning_gradcam.attribution.layout import Grid, Layout, as_layout, to_map
 from lightning_gradcam.attribution.methods import Method, as_method, cam, check_cam
 from lightning_gradcam.attribution.prediction import Prediction, Words
-from lightning_gradcam.attribution.question import Question, first_look
+from lightning_gradcam.attribution.question import Answer, Question, first_look
 from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import Target, as_target
 
@@ -32,6 +34,7 @@ class Attribution:
 
     Attributes:
         layouts: How the output of each layer lies on a grid, by its name.
+        grids: The cells of each layer's own grid, before maps were summed down.
         maps: The signed map of each layer by its name, ``(N, h, w)`` float32, before the ReLU.
         alpha: The mean gradient over positions of each layer's channels, ``(N, c)`` float32.
         scores: ``(n,)`` or ``(n, k)`` float32, the target's.
@@ -41,6 +44,7 @@ class Attribution:
     """
 
     layouts: dict[str, Layout]
+    grids: dict[str, Grid]
     maps: dict[str, Tensor]
     alpha: dict[str, Tensor]
     scores: Tensor
@@ -62,6 +66,7 @@ def attribute(
     question: Question,
     method: Method,
     at_once: int | None = None,
+    finest: int | None = None,
 ) -> Attribution:
     """Capture layers on a batch and turn each into a signed map.
 
@@ -74,28 +79,36 @@ def attribute(
         question: What is asked.
         method: ``(activations, gradients) -> map (n, h, w)``.
         at_once: How many samples to run at a time, to save memory; ``None``: all.
+        finest: How many cells a side a map may have: of a finer grid they are summed; ``None``: any number.
 
     Raises:
         ValueError: See :func:`~lightning_gradcam.attribution.capture.capture`; also if a layer gives no spatial map.
     """
     parts = batch.parts(at_once)
     if len(parts) > 1:
-        return _join([attribute(model, part, layouts, forward, question, method) for part in parts])
+        first = attribute(model, parts[0], layouts, forward, question, method, finest=finest)
+        others = (attribute(model, part, first.layouts, forward, question, method, finest=finest) for part in parts[1:])
+        return _join([first, *others])
     # What was made in inference mode could take no part in a graph.
     batch = batch.apply(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
     n = len(batch.images)
     layers = dict(find_layer(model, name) for name in layouts)
     answer = question.to_answer(forward)
     with recording_shapes() if method is cam or None in layouts.values() else nullcontext([]) as calls:
-        seen = capture(layers, lambda: answer(batch), lambda found: question(found, batch))
+
+        def run() -> Answer:
+            calls.clear()  # of a forward whose graph had ended too early
+            return answer(batch)
+
+        seen = capture(layers, run, lambda found: question(found, batch))
     decided = question.with_activation_of(seen.output)
     if decided != question:
-        return attribute(model, batch, layouts, forward, decided, method)
+        return attribute(model, batch, layouts, forward, decided, method, finest=finest)
     known = {name: layout for name, layout in layouts.items() if layout}
     if len(known) < len(layouts):
-        known = layouts_of(layers, calls, batch)
+        known = layouts_of(model, layers, calls, batch, forward)
     scores, said = seen.scores.reshape(n, -1), seen.output
-    maps, alpha = {}, {}
+    grids, maps, alpha = {}, {}, {}
     for name, layout in known.items():
         activations = to_map(name, seen.activations[name], layout, n).float()
         if method is cam:
@@ -106,21 +119,40 @@ def attribute(
         if signed[0].shape != (n, *activations.shape[2:]):
             expected, got = (n, *activations.shape[2:]), tuple(signed[0].shape)
             raise ValueError(f"`method` must give one map a sample, shape {expected}, got {got}")
-        maps[name] = torch.stack(signed, 1).flatten(0, 1)
+        grids[name] = (activations.shape[2], activations.shape[3])
+        maps[name] = summed_down(torch.stack(signed, 1).flatten(0, 1), finest)
         alpha[name] = torch.stack([one.mean((2, 3)) for one in gradients], 1).flatten(0, 1)
     classes, words = question.classes(said, batch, seen.scores.shape), question.words(said, batch)
-    found = (
-        maps,
-        alpha,
-        seen.scores.float(),
-        None if classes is None else classes.flatten(),
-        question.predict(said, batch),
-    )
+    classes = None if classes is None else classes.flatten()
+    found = maps, alpha, seen.scores.float(), classes, question.predict(said, batch)
     maps, alpha, given, classes, (logits, labels) = _to_host(found)
     k, prediction = scores.shape[1], None
     if logits is not None:
         prediction = Prediction.of(logits, labels, question.has_sigmoid).repeated(k)
-    return Attribution(known, maps, alpha, given, classes, prediction, None if words is None else words.repeated(k))
+    words = None if words is None else words.repeated(k)
+    return Attribution(known, grids, maps, alpha, given, classes, prediction, words)
+
+
+def summed_down(maps: Tensor, finest: int | None) -> Tensor:
+    """Maps of at most so many cells a side, whose sums stay: a cell that lies in several is shared out by area.
+
+    Args:
+        maps: ``(n, h, w)``.
+        finest: Cells a side; ``None``: as they are.
+
+    Returns:
+        ``(n, min(h, finest), min(w, finest))``.
+    """
+    for axis in (1, 2):
+        side = maps.shape[axis]
+        if finest is not None and side > finest:
+            # In units of 1 / finest of a cell, old cells end at multiples of `finest` and new ones at those of `side`.
+            old = torch.arange(side, device=maps.device) * finest
+            new = torch.arange(finest, device=maps.device)[:, None] * side
+            overlap = torch.minimum(old + finest, new + side) - torch.maximum(old, new)
+            shares = overlap.clamp_min(0).to(maps.dtype) / finest  # (finest, side)
+            maps = (maps.movedim(axis, -1) @ shares.T).movedim(-1, axis)
+    return maps
 
 
 def _to_host(found: Any) -> Any:
@@ -151,7 +183,7 @@ def _join(parts: Sequence[Any]) -> Any:
         return None
     if isinstance(first, Tensor):
         return torch.cat(list(parts))
-    if callable(first):  # a layout
+    if callable(first) or isinstance(first, tuple):  # a layout, a grid
         return first
     if isinstance(first, dict):
         return {key: _join([part[key] for part in parts]) for key in first}
@@ -169,6 +201,7 @@ def rows_of(seen: Attribution, rows: slice) -> Attribution:
         prediction = Prediction(prediction.probabilities[rows], prediction.classes[rows], right)
     return Attribution(
         seen.layouts,
+        seen.grids,
         {name: maps[rows] for name, maps in seen.maps.items()},
         {name: alpha[rows] for name, alpha in seen.alpha.items()},
         seen.scores[samples],
@@ -272,6 +305,7 @@ def _attribute_layer(
     layers = check_layers(None if target_layer is None else [target_layer], grid)
     layout = None if grid is None else as_layout(grid)
     stand_in = StandIn(model)
+    notes: list[str] = []
 
     def look(model: nn.Module) -> tuple[Attribution, str]:
         def forward(batch: Batch) -> Any:
@@ -279,12 +313,14 @@ def _attribute_layer(
 
         question, own = Question(stand_in.of(ask)), stand_in.of(compute)
         if not layers:
-            question = question.with_activation_of(
-                question.to_answer(lambda batch: first_look(forward, batch)[0])(batch)
-            )
+            output, few = first_look(forward, batch)
+            question = question.with_activation_of(question.to_answer(lambda few: output)(few))
         answer = question.to_answer(forward)
-        layouts, _ = locate_layers(model, list(map(stand_in.of, layers)), layout, batch, answer, question)
-        seen = attribute(model, batch, layouts, forward, question, own)
-        return seen, next(iter(layouts))
+        found = locate_layers(model, list(map(stand_in.of, layers)), layout, batch, answer, question)
+        notes.extend(found.notes)
+        return attribute(model, batch, found.layouts, forward, question, own), next(iter(found.layouts))
 
-    return stand_in.look(look)
+    seen = stand_in.look(look)
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+    return seen

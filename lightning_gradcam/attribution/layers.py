@@ -27,16 +27,24 @@ def check_layers(target_layer: Layer | Sequence[Layer] | None, grid: Any = None)
     return tuple(layers)
 
 
+def split_call(name: str) -> tuple[str, int | None]:
+    """A layer's name and which of its calls is meant, counted from 1: ``"relu#2"`` to ``("relu", 2)``."""
+    found = re.fullmatch(r"(.+)#([1-9]\d*)", name, re.DOTALL)
+    return (found[1], int(found[2])) if found else (name, None)
+
+
 def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
     """Find a layer in ``model``.
 
     Args:
         model: The model, or a module that wraps it.
         layer: A dotted name from ``model`` or from one of its direct children, with indices as Python prints them:
-            ``"net.layer4"``, ``"layer4[-1].conv2"``; or a module of ``model``.
+            ``"net.layer4"``, ``"layer4[-1].conv2"``; of a module that one forward calls several times, which call,
+            counted from 1: ``"relu#2"``; or a module of ``model``.
 
     Returns:
-        The full dotted name and the module; inside a compiled module, the uncompiled one, which runs the hooks.
+        The full dotted name, with the call where one was named, and the module; inside a compiled module, the
+        uncompiled one, which runs the hooks.
 
     Raises:
         ValueError: If there is no such layer, or several. The message names the three closest.
@@ -50,7 +58,8 @@ def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
             f"`target_layer` {type(layer).__name__} is not a part of {type(model).__name__}; "
             "pass a module of the model that is trained, or its name"
         )
-    steps = re.sub(r"\[(-?\d+)\]", r".\1", layer).split(".")
+    name, call = split_call(layer)
+    steps = re.sub(r"\[(-?\d+)\]", r".\1", name).split(".")
     starts = [name for name, _ in model.named_children()]
     full = _resolve(model, steps)
     matches = dict([full] if full else [found for start in starts if (found := _resolve(model, [start, *steps]))])
@@ -63,8 +72,8 @@ def find_layer(model: nn.Module, layer: Layer) -> tuple[str, nn.Module]:
             f"`target_layer` {layer!r} is not a layer of {type(model).__name__}; "
             f"the closest names are {', '.join(map(repr, closest))}"
         )
-    (found,) = matches.items()
-    return found
+    ((name, module),) = matches.items()
+    return (f"{name}#{call}" if call else name), module
 
 
 def uncompiled(module: Any) -> Any:

@@ -12,6 +12,11 @@ from torch import Tensor
 
 Layout = Callable[[Tensor], Tensor]
 Grid = tuple[int, int]
+_FEWEST = 16  # cells; fewer are found by chance among many tokens
+
+
+class NoMapError(ValueError):
+    """The model has no map of this score to give: none of its layers lies on a grid, or the score has no gradient."""
 
 
 def first_tensor(output: Any) -> Any:
@@ -33,16 +38,30 @@ def channels_last(output: Tensor) -> Tensor:
 class Tokens:
     """``(n, prefix + h * w, c)`` to ``(n, c, h, w)``; class, distillation and register tokens come first.
 
-    With ``batch_axis`` 1 it is ``(prefix + h * w, n, c)``, as PyTorch's own transformers have it by default.
+    With ``batch_axis`` 1 it is ``(prefix + h * w, n, c)``, as PyTorch's own transformers have it by default. ``after``
+    counts the tokens that follow the cells, such as a detector's or the words of a question.
     """
 
     h: int
     w: int
     batch_axis: int = 0
+    after: int = 0
 
     def __call__(self, output: Tensor) -> Tensor:
         tokens = output.movedim(self.batch_axis, 0)
-        return tokens[:, tokens.shape[1] - self.h * self.w :].transpose(1, 2).unflatten(2, (self.h, self.w))
+        end = tokens.shape[1] - self.after
+        return tokens[:, end - self.h * self.w : end].transpose(1, 2).unflatten(2, (self.h, self.w))
+
+
+@dataclass(frozen=True)
+class Flattened:
+    """``(n, c, h * w)`` to ``(n, c, h, w)``, as ``nn.Flatten(2)`` hands out behind a convolution."""
+
+    h: int
+    w: int
+
+    def __call__(self, output: Tensor) -> Tensor:
+        return output.unflatten(2, (self.h, self.w))
 
 
 def infer_layout(shape: Sequence[int], samples: int, image: Grid, seen: Collection[Grid]) -> tuple[Layout, Grid] | None:
@@ -72,6 +91,18 @@ def infer_layout(shape: Sequence[int], samples: int, image: Grid, seen: Collecti
         if math.prod(grid) > 1:
             return Tokens(*grid, axis), grid
     return None
+
+
+def other_layouts(shape: Sequence[int], samples: int, seen: Collection[Grid]) -> list[tuple[Layout, Grid]]:
+    """What else an output of three axes may be, to be tried: a flattened map, or cells among many other tokens."""
+    found: list[tuple[Layout, Grid]] = []
+    if len(shape) == 3 and samples in shape[:2]:
+        axis = 0 if shape[0] == samples else 1
+        if axis == 0:
+            found += [(Flattened(*grid), grid) for grid in seen if 1 < math.prod(grid) == shape[2]]
+        few_enough = [grid for grid in seen if _FEWEST <= math.prod(grid) <= shape[1 - axis]]
+        found += [(Tokens(*grid, axis), grid) for grid in sorted(few_enough, key=math.prod, reverse=True)]
+    return found
 
 
 def _grid_of_tokens(number: int, image: Grid, seen: Collection[Grid]) -> Grid:
@@ -113,11 +144,18 @@ def _with_grid(output: Tensor, *, h: int, w: int) -> Tensor:
         return output
     if len(shape) == 4 and shape[1:3] == (h, w):
         return channels_last(output)
+    if len(shape) == 3 and shape[1] >= h * w == shape[2]:
+        raise ValueError(
+            f"`grid` {(h, w)} fits the layer's output {shape} in two ways, as (n, tokens, c) and as (n, c, {h * w}); "
+            "give a function `output -> (n, c, h, w)`"
+        )
     if len(shape) == 3 and shape[1] >= h * w:
         return Tokens(h, w)(output)
+    if len(shape) == 3 and shape[2] == h * w:
+        return Flattened(h, w)(output)
     raise ValueError(
-        f"`grid` {(h, w)} does not fit the layer's output {shape}; expected (n, c, {h}, {w}), (n, {h}, {w}, c) or "
-        f"(n, prefix + {h * w}, c)"
+        f"`grid` {(h, w)} does not fit the layer's output {shape}; expected (n, c, {h}, {w}), (n, {h}, {w}, c), "
+        f"(n, prefix + {h * w}, c) or (n, c, {h * w})"
     )
 
 
@@ -131,9 +169,16 @@ def to_map(name: str, output: Tensor, layout: Layout, samples: int) -> Tensor:
     cells = layout(output)
     got: Any = tuple(cells.shape) if isinstance(cells, Tensor) else type(cells).__name__
     if not isinstance(cells, Tensor) or len(got) != 4 or got[0] != samples or got[2] * got[3] < 2:
-        as_read = "" if got == shape else f", which the grid turns into {got}"
-        raise ValueError(
-            f"`target_layer` {name!r} hands out {shape}{as_read}; expected maps or tokens of {samples} samples on a "
-            "grid of more than one cell. Name another layer, or say by `grid=(h, w)` how its tokens lie"
-        )
+        raise ValueError(no_grid_message(name, shape, samples, as_read=None if got == shape else got))
     return cells
+
+
+def no_grid_message(name: str, shape: Any, samples: int, instead: str | None = None, as_read: Any = None) -> str:
+    """What to say of a layer whose output lies on no grid of the image; ``instead`` is a layer whose output does."""
+    turned = "" if as_read is None else f", which the grid turns into {as_read}"
+    other = "Name another layer" if instead is None else f"Name another layer, such as {instead!r}"
+    return (
+        f"`target_layer` {name!r} hands out {shape}{turned}; expected maps or tokens of {samples} samples on a "
+        f"grid of more than one cell, each where it lies in the image. {other}, or say by `grid=(h, w)` how its tokens "
+        "lie"
+    )

@@ -8,11 +8,12 @@ the ``c`` channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from lightning_gradcam.attribution.layers import split_call
 from lightning_gradcam.attribution.targets import logits
 
 Method = Callable[[Tensor, Tensor], Tensor]
@@ -62,8 +63,8 @@ def check_cam(
         ValueError: If another module with weights is called after the layer than one linear layer, or this does not
             make the logits of the mean over positions.
     """
-    later = _weighted_modules_after(model, layer, called)
-    if len(later) == 1 and isinstance(later[0], nn.Linear) and _is_head(later[0], activations, output):
+    later = _weighted_modules_after(model, layer, split_call(name)[1], called)
+    if len(later) == 1 and _is_linear(later[0]) and _is_head(later[0], activations, output):
         return
     raise ValueError(
         f'`method="cam"` needs a network that goes on from `target_layer` {name!r} with global average pooling and one '
@@ -72,21 +73,30 @@ def check_cam(
     )
 
 
-def _weighted_modules_after(model: nn.Module, layer: nn.Module, called: Sequence[nn.Module]) -> list[nn.Module]:
-    """The modules with parameters or buffers of their own that were called after a layer, in that order."""
+def _weighted_modules_after(
+    model: nn.Module, layer: nn.Module, call: int | None, called: Sequence[nn.Module]
+) -> list[nn.Module]:
+    """The modules with parameters or buffers of their own that were called after a call of a layer, in that order."""
     around = {id(module) for module in model.modules() if any(part is layer for part in module.modules())}
-    last = max(place for place, module in enumerate(called) if module is layer)
-    later = called[last + 1 :]
+    places = [place for place, module in enumerate(called) if module is layer]
+    later = called[places[call - 1 if call else -1] + 1 :]
     return [module for module in later if id(module) not in around and (module._parameters or module._buffers)]
 
 
-def _is_head(layer: nn.Linear, activations: Tensor, output: Any) -> bool:
+def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    """Whether it is a linear layer, or the same in another form: a 1 x 1 convolution of what is pooled to one cell."""
+    if isinstance(module, nn.Conv2d):
+        return module.kernel_size == module.stride == (1, 1) and module.groups == 1 and module.padding in (0, (0, 0))
+    return isinstance(module, nn.Linear)
+
+
+def _is_head(layer: nn.Linear | nn.Conv2d, activations: Tensor, output: Any) -> bool:
     """Whether a linear layer makes these logits of the mean over positions, to rounding."""
     try:
         scores = logits(output, len(activations)).detach()
     except ValueError:
         return False
-    pooled, weight = activations.mean((2, 3)).float(), layer.weight.detach().float()
+    pooled, weight = activations.mean((2, 3)).float(), layer.weight.detach().flatten(1).float()
     if weight.shape != (scores.shape[1], pooled.shape[1]):
         return False
     finite = pooled.isfinite().all(1) & scores.isfinite().all(1)

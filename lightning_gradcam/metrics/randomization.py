@@ -90,7 +90,7 @@ def randomization(
         asked = batch.apply(Tensor.clone)  # labels made in inference mode could take no part in a graph
         if target == "predicted":
             asked, ask = fix_predicted_classes(asked, run, at_once)
-        layouts, _ = locate_layers(model, list(map(stand_in.of, layer)), layout, asked, run, ask)
+        layouts = locate_layers(model, list(map(stand_in.of, layer)), layout, asked, run, ask).layouts
 
         def maps() -> Tensor:
             seen = attribute(model, asked, layouts, run, Question(ask), method, at_once)

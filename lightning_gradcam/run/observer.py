@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_gradcam.attribution.batch import Batch, joined, shift
@@ -32,6 +33,7 @@ from lightning_gradcam.run.trainer import (
 
 _T = TypeVar("_T")
 _IN_FORWARD = "_raised_in_forward"
+_FINEST = 32  # cells a side, of what a run measures, records and compares
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Observer:
             seen, other = _halves(self._capture(probe, joined(batch, shifted.images)))
         if self._joins_shifted is None and shifted is not None and other is not None:
             seen, other = self._try_joined(probe, batch, shifted, seen, other)
+        if not self.layouts:
+            _tell_of_fine_grids(seen)
         self.layouts = seen.layouts
         return Seen(
             {prefix: seen.maps[name] for prefix, name in probe.layers.items()},
@@ -132,9 +136,8 @@ class Observer:
 
     def _attribute(self, model: nn.Module, at_once: int | None, *, probe: Probe, batch: Batch) -> Attribution:
         forward, question = self._ask(model, probe)
-        return attribute(
-            model, batch, probe.layouts, forward, question, self._stand_in.of(self._settings.method), at_once
-        )
+        method = self._stand_in.of(self._settings.method)
+        return attribute(model, batch, probe.layouts, forward, question, method, at_once, _FINEST)
 
     def _try_joined(
         self, probe: Probe, batch: Batch, shifted: Batch, seen: Attribution, other: Attribution
@@ -160,6 +163,16 @@ class Observer:
                     raise
                 self.samples_at_once = at_once // 2
             garbage_collection_cuda()
+
+
+def _tell_of_fine_grids(seen: Attribution) -> None:
+    """Say of which layers the maps have fewer cells than the layer."""
+    for name, grid in seen.grids.items():
+        if max(grid) > _FINEST:
+            rank_zero_info(
+                f"GradCAMCallback: `{name}` has {grid[0]} x {grid[1]} cells; its maps are summed down to at most "
+                f"{_FINEST} a side, which keeps the record and the checkpoint small. `gradcam()` gives them in full."
+            )
 
 
 def _halves(both: Attribution) -> tuple[Attribution, Attribution]:

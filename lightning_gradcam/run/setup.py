@@ -186,11 +186,12 @@ def _look(
     output, few = first_look(forward, batch)
     asked = decide(stand_in.of(settings.target), output, few, batch, read.main_classes, class_names, restored)
     question, layers = asked.question, list(map(stand_in.of, settings.target_layer))
-    layouts, reason = locate_layers(model, layers, settings.grid, asked.batch, question.to_answer(forward), question)
-    notes += asked.notes
-    if reason:
-        notes.append(f"looks at `{next(iter(layouts))}`: {reason}. Give `target_layer` to look at another layer")
-    return _Found(forward_fn, asked, layouts, tuple(notes))
+    located = locate_layers(model, layers, settings.grid, asked.batch, question.to_answer(forward), question)
+    notes += [*asked.notes, *(f"finds that {note}" for note in located.notes)]
+    if located.reason:
+        where = f"looks at `{next(iter(located.layouts))}`: {located.reason}"
+        notes.append(f"{where}. Give `target_layer` to look at another layer")
+    return _Found(forward_fn, asked, dict(located.layouts), tuple(notes))
 
 
 def _load(trainer: Trainer, pl_module: LightningModule, settings: Settings, loader: Any, dataset: Any) -> Loaded:

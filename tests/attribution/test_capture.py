@@ -284,7 +284,7 @@ class Odd(nn.Module):
     ("what", "layer", "message"),
     [
         ("", "unused", "'unused' was not reached by the forward pass; name a layer that the forward calls"),
-        ("twice", "layer", "'layer' was called 2 times in one forward pass.*name its parent"),
+        ("twice", "layer", "'layer' was called 2 times in one forward pass.*write `layer#2` .* or name its parent"),
         ("detach", "layer", r"does not depend on `target_layer` 'layer'.*`\.detach\(\)`.*name a layer after"),
         ("inference", "layer", "'layer' .Conv2d. runs in inference mode; replace"),
         ("mapping", "mapping", "'mapping' .Mapping. returns a dict, not a tensor; name a module inside it"),

@@ -96,6 +96,9 @@ def test_refuses_what_names_no_layer(layers, error, message):
         check_layers(layers)
 
 
+# Small images, to save time, on which some networks have few cells.
+few_cells = pytest.mark.filterwarnings("ignore:the . x . cells of .* tell little about places:UserWarning")
+
 CNNS = {
     "alexnet": "features",
     "convnext_tiny": "features",
@@ -119,9 +122,12 @@ def choose(model, images, target=predicted):
 
 
 def choose_for(model, batch, forward, target):
-    return StandIn(model).look(lambda model: choose_layer(model, batch, partial(forward, model), target))
+    found = StandIn(model).look(lambda model: choose_layer(model, batch, partial(forward, model), target))
+    ((name, layout),) = found.layouts.items()
+    return name, layout, found.reason
 
 
+@few_cells
 @pytest.mark.parametrize("name", CNNS)
 def test_chooses_in_every_kind_of_torchvision_cnn(name):
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
@@ -209,6 +215,7 @@ HUGGING_FACE = {
 }
 
 
+@few_cells
 @pytest.mark.parametrize("kind", EXPERTS)
 def test_the_automatic_map_is_that_of_the_layer_an_expert_names(kind):
     build, side, named = EXPERTS[kind]
@@ -239,6 +246,17 @@ class Net(nn.Module):
 
     def forward(self, images):
         return self.run(self, images)
+
+
+def test_few_cells_and_the_layer_before_that_has_more():
+    model, images = torchvision.models.resnet18(weights=None).eval(), torch.rand(2, 3, 64, 64)
+    message = "the 2 x 2 cells of `layer4` tell little about places; `layer3` before it has 4 x 4, give it as"
+    with pytest.warns(UserWarning, match=message):
+        gradcam(model, images)
+    stem = Net(lambda net, images: net.head(net.stem(images).mean((2, 3))))
+    with pytest.warns(UserWarning, match=r"the 2 x 5 cells of `stem` tell little about places$"):
+        gradcam(stem, torch.rand(2, 3, 8, 20))
+    assert gradcam(stem, torch.rand(2, 3, 16, 20)).shape == (2, 4, 5)
 
 
 def test_parallel_branches():
@@ -282,7 +300,7 @@ def test_of_the_same_tensor_the_outermost_and_of_reordered_ones_the_first():
     assert choose(model, torch.rand(2, 3, 32, 32))[0] == "0"
 
 
-def test_layers_called_twice_adaptive_pools_and_maps_of_one_class_are_passed_over():
+def test_adaptive_pools_and_maps_of_one_class_are_passed_over():
     def run(net, images):
         features = net.stem(images)
         for _ in range(2):
@@ -290,7 +308,7 @@ def test_layers_called_twice_adaptive_pools_and_maps_of_one_class_are_passed_ove
         return F.adaptive_avg_pool2d(net.classes(net.pool(features)), 1).flatten(1)
 
     model = Net(run, again=nn.Conv2d(4, 4, 1), pool=nn.AdaptiveAvgPool2d(6), classes=nn.Conv2d(4, 2, 1))
-    assert choose(model, torch.rand(2, 3, 32, 32))[0] == "stem"
+    assert choose(model, torch.rand(2, 3, 32, 32))[0] == "again#2"
 
 
 def test_a_frozen_backbone_under_no_grad():

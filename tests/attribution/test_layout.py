@@ -7,7 +7,15 @@ import torchvision
 from torch import nn
 
 from lightning_gradcam import gradcam
-from lightning_gradcam.attribution.layout import Tokens, as_layout, channels_first, channels_last, infer_layout, to_map
+from lightning_gradcam.attribution.layout import (
+    Flattened,
+    Tokens,
+    as_layout,
+    channels_first,
+    channels_last,
+    infer_layout,
+    to_map,
+)
 
 IMAGE = (224, 160)
 
@@ -51,9 +59,11 @@ def test_layouts_by_hand():
     tokens = torch.cat([prefix, cells.flatten(2).transpose(1, 2)], 1)
     assert torch.equal(Tokens(2, 3)(tokens), cells)
     assert torch.equal(channels_last(cells.permute(0, 2, 3, 1)), cells)
-    for output in (cells, cells.permute(0, 2, 3, 1), tokens, tokens[:, 2:]):
+    for output in (cells, cells.permute(0, 2, 3, 1), tokens, tokens[:, 2:], cells.flatten(2)):
         assert torch.equal(as_layout((2, 3))(output), cells)
     assert torch.equal(Tokens(2, 3, 1)(tokens.transpose(0, 1)), cells)
+    assert torch.equal(Tokens(2, 3, after=2)(torch.cat([tokens, prefix], 1)), cells)
+    assert torch.equal(Flattened(2, 3)(cells.flatten(2)), cells)
     assert as_layout(channels_last) is channels_last
 
 
@@ -66,6 +76,10 @@ def test_refuses_what_is_no_grid(grid):
 def test_mismatch_shows_the_shapes():
     with pytest.raises(ValueError, match=r"`grid` \(4, 4\) does not fit the layer's output \(2, 9, 8\); expected"):
         as_layout((4, 4))(torch.rand(2, 9, 8))
+    with pytest.raises(
+        ValueError, match=r"`grid` \(2, 3\) fits the layer's output \(1, 7, 6\) in two ways, .* function"
+    ):
+        as_layout((2, 3))(torch.rand(1, 7, 6))
     with pytest.raises(ValueError, match=r"'fc' hands out \(2, 8\); expected maps or tokens of 2 samples .* `grid=\("):
         to_map("fc", torch.rand(2, 8), channels_first, 2)
     with pytest.raises(ValueError, match=r"'b' hands out \(2, 8, 9\), which the grid turns into \(2, 72\); expected"):
@@ -102,7 +116,7 @@ def test_channels_last_equals_the_same_tensor_channels_first():
 
 
 class Mixed(nn.Module):
-    """Hands its map on in an order of axes that no shape tells."""
+    """Hands its map on in an order of cells that no shape tells."""
 
     def __init__(self):
         super().__init__()
@@ -111,7 +125,7 @@ class Mixed(nn.Module):
         self.head = nn.Linear(4, 2)
 
     def forward(self, images):
-        turned = self.turned(self.conv(images).relu().flatten(2))  # (n, c, cells)
+        turned = self.turned(self.conv(images).relu().mT.flatten(2))  # (n, c, cells), column by column
         return self.head(turned.mean(2))
 
 
@@ -119,7 +133,7 @@ def test_a_function_reads_what_nothing_else_can():
     model, images = Mixed().eval(), torch.rand(3, 3, 32, 48)
     with pytest.raises(ValueError, match=r"'turned' hands out \(3, 4, 24\); expected maps or tokens of 3 samples"):
         gradcam(model, images, "turned", 1)
-    found = gradcam(model, images, "turned", 1, grid=lambda output: output.unflatten(2, (4, 6)))
+    found = gradcam(model, images, "turned", 1, grid=lambda output: output.unflatten(2, (6, 4)).mT)
     plain = gradcam(
         nn.Sequential(model.conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.head), images, "1", 1
     )

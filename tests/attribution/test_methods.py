@@ -199,6 +199,23 @@ def test_cam_takes_a_model_with_parameters_of_its_own():
     assert gradcam(outer, torch.rand(2, 3, 8, 8), "0.features", method="cam").shape == (2, 6, 6)
 
 
+@pytest.mark.parametrize("pooled_first", [True, False])
+def test_cam_behind_a_convolution_that_is_a_linear_layer(pooled_first):
+    convolution, pool = nn.Conv2d(6, 4, 1), nn.AdaptiveAvgPool2d(1)
+    ends = (pool, convolution) if pooled_first else (convolution, pool)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), *ends, nn.Flatten()).eval()
+    images = torch.rand(2, 3, 9, 7)
+    expected = torch.einsum("k,nkhw->nhw", convolution.weight[2, :, 0, 0], model[:2](images)).detach()
+    torch.testing.assert_close(gradcam(model, images, "1", 2, "cam"), expected)
+
+
+@pytest.mark.parametrize("other", [nn.Conv2d(6, 4, 3, padding=1), nn.Conv2d(6, 4, 1, groups=2)])
+def test_cam_refuses_other_convolutions(other):
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), other, nn.Flatten()).eval()
+    with pytest.raises(ValueError, match=r'`method="cam"` needs a network'):
+        gradcam(model, torch.rand(2, 3, 8, 8), "1", 2, "cam")
+
+
 def test_cam_refuses_an_output_without_logits():
     class Maps(Pooled):
         def forward(self, images):

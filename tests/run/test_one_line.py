@@ -206,7 +206,7 @@ def test_of_several_outputs_the_one_with_a_column_a_class_is_the_logits(caplog):
 
 
 class Whole(Lit):
-    def forward(self, batch):
+    def forward(self, batch):  # type: ignore[reportIncompatibleMethodOverride]
         return self.net(batch[0])
 
     def training_step(self, batch, batch_idx):
@@ -214,7 +214,7 @@ class Whole(Lit):
 
 
 class Unpacked(Lit):
-    def forward(self, **batch):
+    def forward(self, **batch):  # type: ignore[reportIncompatibleMethodOverride]
         return self.net(batch["pixel_values"])
 
     def training_step(self, batch, batch_idx):
@@ -222,7 +222,7 @@ class Unpacked(Lit):
 
 
 class Named(Lit):
-    def forward(self, scale, image, loss=None, label=None):
+    def forward(self, scale, image, loss=None, label=None):  # type: ignore[reportIncompatibleMethodOverride]
         assert label is None  # which the batch has, and the forward needs not
         return self.net(image) * scale[:, None]
 
@@ -231,7 +231,7 @@ class Named(Lit):
 
 
 class WithLabels(Lit):
-    def forward(self, x, y):
+    def forward(self, x, y):  # type: ignore[reportIncompatibleMethodOverride]
         return self.net(x) + y[:, None]
 
     def training_step(self, batch, batch_idx):
@@ -272,7 +272,7 @@ def test_a_forward_that_takes_other_things_gets_them_by_their_names(module, opti
 
 
 class Masked(Lit):
-    def forward(self, x, mask):
+    def forward(self, x, mask):  # type: ignore[reportIncompatibleMethodOverride]
         return self.net(x * mask)
 
     def training_step(self, batch, batch_idx):

@@ -1,0 +1,244 @@
+"""On which grid of the image a layer's output lies: told by shapes, and where these leave a doubt by a trial."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from lightning_gradcam.attribution.batch import Batch
+from lightning_gradcam.attribution.layers import names_of_modules, split_call
+from lightning_gradcam.attribution.layout import (
+    Flattened,
+    Grid,
+    Layout,
+    NoMapError,
+    Tokens,
+    channels_first,
+    first_tensor,
+    infer_layout,
+    no_grid_message,
+    other_layouts,
+)
+
+Reading = tuple[Layout, Grid]
+Call = tuple[int, int]  # a module's id, and which of its calls in a forward, counted from 1
+# Of what moves a token its own quarter of the image has 0.25 by chance: object queries of a DETR 0.25 to 0.26, patches
+# of ViTs that were trained on digits 0.35 to 1.
+_OWN_SHARE = 0.27
+
+
+@contextmanager
+def recording_shapes() -> Iterator[list[tuple[nn.Module, Sequence[int]]]]:
+    """Note the modules that are called, in the order in which they finish, and the shapes of what they hand out."""
+    calls: list[tuple[nn.Module, Sequence[int]]] = []
+
+    def note(module: nn.Module, output: Any) -> None:
+        calls.append((module, output.shape if isinstance(output, Tensor) else ()))
+
+    with _each_output(note):
+        yield calls
+
+
+@contextmanager
+def _each_output(note: Callable[[nn.Module, Any], None]) -> Iterator[None]:
+    """Tell of every module that is called, and what it hands out."""
+    handle = register_module_forward_hook(lambda module, args, output: note(module, first_tensor(output)))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def numbered(modules: Iterable[nn.Module]) -> list[Call]:
+    """Of modules in the order in which they were called, each with the number of this call of it."""
+    times: Counter[int] = Counter()
+    found = []
+    for module in modules:
+        times[id(module)] += 1
+        found.append((id(module), times[id(module)]))
+    return found
+
+
+def layouts_of(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    calls: Sequence[tuple[nn.Module, Sequence[int]]],
+    batch: Batch,
+    forward: Callable[[Batch], Any],
+) -> dict[str, Layout]:
+    """How what the layers handed out lies on a grid.
+
+    Args:
+        model: A stand-in.
+        layers: Modules of it by name, behind which ``#2`` asks for the second call.
+        calls: What :func:`recording_shapes` has noted of a forward of the batch.
+        batch: The samples.
+        forward: Runs the model on a batch.
+
+    Raises:
+        ValueError: If a layer's output lies on no grid; the message names a layer whose output does.
+        NoMapError: If there is no such layer either.
+    """
+    keys = {name: _call_of(name, module, calls) for name, module in layers.items()}
+    options = readings(calls, batch, {key[0] for key in keys.values()})
+    found = settled({key: options[key] for key in keys.values()}, batch, forward)
+    shapes = dict(zip(numbered(module for module, _ in calls), (shape for _, shape in calls), strict=True))
+    for name, key in keys.items():
+        shape = tuple(shapes[key])
+        if key not in found and (len(shape) != 4 or math.prod(shape[2:]) < 2):
+            names, tried = names_of_modules(model), _try(readings(calls, batch), batch, forward)
+            others = [names[one][0] for (one, _), right in tried.items() if right and one in names and one != key[0]]
+            other = min(reversed(others), key=lambda other: other.count("."), default=None)
+            message = no_grid_message(name, shape, len(batch.images), other)
+            raise ValueError(message) if other else NoMapError(message)
+    return {name: found[key][0] if key in found else channels_first for name, key in keys.items()}
+
+
+def _call_of(name: str, module: nn.Module, calls: Sequence[tuple[nn.Module, Any]]) -> Call:
+    """The call that a name means: the one it tells, or the only one."""
+    return id(module), split_call(name)[1] or sum(one is module for one, _ in calls)
+
+
+def readings(
+    calls: Sequence[tuple[nn.Module, Sequence[int]]], batch: Batch, wanted: Collection[int] | None = None
+) -> dict[Call, list[Reading]]:
+    """How the shape of every tensor that was handed out, or by the modules with these ids, may be read; the best first.
+
+    Of tokens and of flattened maps the shape alone does not tell: :func:`settled` does.
+    """
+    samples, _, height, width = batch.images.shape
+    seen: dict[Grid, None] = {}
+    found: dict[Call, list[Reading]] = {}
+    for call, (module, shape) in zip(numbered(module for module, _ in calls), calls, strict=True):
+        if len(shape) == 4 and (shape[2], shape[3]) not in seen and _is_spatial(module):
+            seen[shape[2], shape[3]] = None
+        found[call] = []
+        if wanted is not None and len(shape) == 4 and id(module) not in wanted:
+            continue
+        best = infer_layout(shape, samples, (height, width), seen)
+        found[call] = [*([best] if best else []), *other_layouts(shape, samples, seen)]
+        if best and isinstance(best[0], Tokens) and math.prod(best[1]) == shape[1 - best[0].batch_axis]:
+            seen[best[1]] = None
+    return found
+
+
+def _is_spatial(module: nn.Module) -> bool:
+    """Whether the module is a pooling or has a convolution's weights, maybe to call a function with them."""
+    has_kernel = any(one is not None and one.ndim == 4 for one in module._parameters.values())
+    return has_kernel or isinstance(module, (nn.MaxPool2d, nn.AvgPool2d, nn.Conv2d))
+
+
+def settled(
+    options: Mapping[Call, Sequence[Reading]], batch: Batch, forward: Callable[[Batch], Any]
+) -> dict[Call, Reading]:
+    """The reading of each call that is right, without those that have none.
+
+    Object queries, words and channels may have the number of a grid's cells. So where there are tokens or flattened
+    maps, one more forward runs a sample as it is and with each quarter of the image drawn anew, and cells are those
+    that are moved most by the quarter in which they lie.
+    """
+    doubtful = {
+        call: found for call, found in options.items() if any(isinstance(one, Tokens | Flattened) for one, _ in found)
+    }
+    right = {call: found[0] for call, found in options.items() if found and call not in doubtful}
+    if doubtful:
+        tried = _try(doubtful, batch, forward)
+        right |= {call: found for call, found in tried.items() if found}
+    return {call: right[call] for call in options if call in right}
+
+
+@torch.no_grad()
+def _try(
+    options: Mapping[Call, Sequence[Reading]], batch: Batch, forward: Callable[[Batch], Any]
+) -> dict[Call, Reading | None]:
+    """The reading of each call that agrees best with what the quarters of the image move, if one does."""
+    drawn = _with_quarters_drawn_anew(batch)
+    times: Counter[int] = Counter()
+    found: dict[Call, Reading | None] = {}
+    reads_images = False
+
+    def note(module: nn.Module, output: Any) -> None:
+        nonlocal reads_images
+        times[id(module)] += 1
+        call = id(module), times[id(module)]
+        if isinstance(output, Tensor) and output.ndim > 1 and len(output) == len(drawn.images):
+            reads_images = reads_images or any(not torch.equal(output[0], one) for one in output[1:5])
+        if call in options and isinstance(output, Tensor) and output.ndim in (3, 4):
+            found[call] = _first_that_agrees(options[call], output)
+
+    with _each_output(note):
+        forward(drawn)
+    # A forward that reads something else than the images cannot be asked: then the shape must do.
+    return found if reads_images else {call: one[0] for call, one in options.items()}
+
+
+def _with_quarters_drawn_anew(batch: Batch) -> Batch:
+    """The first sample five times, the last four each with another quarter of the image drawn anew; then the others."""
+    whole = batch
+    if len(whole.images) < 5:
+        one = replace(batch.part(slice(1)), ids=(), groups=())
+        whole = one.apply(lambda tensor: tensor.repeat_interleave(5, 0) if tensor.ndim and len(tensor) == 1 else tensor)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(images: Tensor) -> Tensor:
+        if images.shape != whole.images.shape:
+            return images
+        height, width = images.shape[2:]
+        low, high = images[0].float().aminmax()
+        noise = torch.rand(images.shape[1:], generator=generator).to(images.device)
+        drawn = (low + noise * torch.where(high > low, high - low, 1)).to(images.dtype)
+        changed = images.clone()
+        changed[1:5] = images[0]
+        for quarter in range(4):
+            rows = slice(height // 2) if quarter < 2 else slice(height // 2, None)
+            columns = slice(width // 2) if quarter % 2 == 0 else slice(width // 2, None)
+            changed[1 + quarter, :, rows, columns] = drawn[:, rows, columns]
+        return changed
+
+    return whole.apply(draw)
+
+
+def _first_that_agrees(options: Sequence[Reading], output: Tensor) -> Reading | None:
+    """The first reading by which cells are moved by their own quarter more than by the others."""
+    for layout, grid in options:
+        if not isinstance(layout, Tokens):
+            (share,), (certain,) = _own_share(layout(output[:5]).flatten(2).mT.float(), grid)
+            if certain and share > _OWN_SHARE:
+                return layout, grid
+            continue
+        shares, certain = (one.flip(0) for one in _own_share(output.movedim(layout.batch_axis, 0)[:5].float(), grid))
+        # A place that is one token off costs about so much; where less tells them apart, what is not cells comes first.
+        after = 0 if shares[0] >= shares.max() - 0.1 / grid[1] else int(shares.argmax())
+        if certain[after] and shares[after] > _OWN_SHARE:
+            return replace(layout, after=after), grid
+    return None
+
+
+def _own_share(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """By the place at which the grid begins: how much of what moves its cells is due to the quarter they lie in.
+
+    How far a quarter moves a cell is told in units of how far it moves all, since one may hold all that matters.
+
+    Args:
+        rows: ``(5, positions, c)``, of the image and of the same with another quarter changed each time.
+        grid: Of as many cells as there are positions, or of fewer.
+
+    Returns:
+        The mean over cells, 1/4 by chance, and whether it is more than that by five standard errors.
+    """
+    moved = (rows[1:] - rows[0]).norm(dim=2)  # (4, positions)
+    moved = (moved / moved.mean(1, keepdim=True)).nan_to_num()
+    shares = (moved / moved.sum(0)).nan_to_num().unfold(1, math.prod(grid), 1).unflatten(2, grid)
+    lower, right = (2 * torch.arange(side, device=rows.device) + 1 > side for side in grid)
+    quarters = 2 * lower[:, None].long() + right
+    own = shares.gather(0, quarters.expand(1, *shares.shape[1:]))[0].flatten(1)
+    error = own.std(1) / own.shape[1] ** 0.5
+    return own.mean(1), own.mean(1) - 1 / 4 > 5 * error
