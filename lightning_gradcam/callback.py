@@ -95,8 +95,10 @@ class GradCAMCallback(Callback):
             the norm through which it does so for the last time. The log names it. Maps may be ``(n, c, h, w)``,
             ``(n, h, w, c)`` or tokens ``(n, prefix + h * w, c)``.
         samples: How many samples, evenly spaced over the validation dataset; or which indices of it; or a dataset of
-            your own, of which all are taken. Without validation the training dataset serves; of several validation
-            loaders the first. An iterable dataset gives its first items.
+            your own, of which all are taken: anything with a length and items. Without validation the training dataset
+            serves; of several validation loaders the first, or the one whose key is given. Loaders whose batches come
+            together give one of each. An iterable dataset gives its first items, a loader without a dataset its first
+            batch. Images of another size than the first one's, where the loader cannot join them, make room for others.
         target: What to ask for: ``"label"``, the score of each sample's label; ``"predicted"``, of its predicted
             class; a class index; a function ``(output, batch) -> scores (n,)``, such as a
             :class:`SegmentationTarget` or a :class:`DetectionTarget`. Several class indices, a :class:`TopTarget` or a
@@ -135,7 +137,7 @@ class GradCAMCallback(Callback):
         self,
         target_layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
         *,
-        samples: int | Sequence[int] | Dataset = 16,
+        samples: int | Sequence[Any] | Dataset | str = 16,
         target: Literal["label", "predicted"] | int | Sequence[int] | Target = "label",
         method: Literal["gradcam", "cam", "hirescam", "gradcam++", "layercam", "xgradcam"] | Method = "gradcam",
         every_n_epochs: int = 1,
@@ -251,6 +253,13 @@ class GradCAMCallback(Callback):
         """Serve monitors that run after a validation."""
         if not trainer.sanity_checking:
             serve_monitors(pl_module, self._session.history.monitored)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._session.keep_first_batch(trainer, batch, batch_idx, dataloader_idx)
+
+    on_test_batch_start = on_validation_batch_start
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:

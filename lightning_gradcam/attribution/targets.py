@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_gradcam.attribution.batch import Batch, structure
 from lightning_gradcam.attribution.regions import region_masks
+from lightning_gradcam.attribution.sequences import as_list
 
 # Returns a tensor (n,), or (n, k) for several scores a sample; a target whose questions are classes may tell them by a
 # method `classes(output, batch)` of the same shape. LightningCLI would take a class path for one of a `Tensor`.
@@ -257,11 +258,12 @@ TARGETS: dict[str, Target] = {"label": label, "predicted": predicted}
 def as_target(target: str | int | Sequence[int] | Target) -> Target:
     """Turn the ``target`` argument into a function; raise a ``ValueError`` or ``TypeError`` where it is none."""
     allowed = f"`target` must be one of {sorted(TARGETS)}, a class index, several of these or a function"
+    target = as_list(target)
     if isinstance(target, str):
         if target not in TARGETS:
             raise ValueError(f"{allowed}, got {target!r}")
         return TARGETS[target]
-    if isinstance(target, Sequence):
+    if isinstance(target, list):
         if not target or not all(map(_is_class, target)) or len(set(target)) < len(target):
             raise ValueError(
                 f"`target` as classes must be indices, at least one, none twice, 0 or above, got {target!r}"

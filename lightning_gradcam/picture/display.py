@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_gradcam.attribution.sequences import as_list
 from lightning_gradcam.picture.overlay import COLORMAPS
 
 
@@ -48,6 +49,8 @@ class Display:
     font: str | Path | None = None
 
     def __post_init__(self) -> None:
+        for name in ("mean", "std", "class_names"):
+            object.__setattr__(self, name, as_list(getattr(self, name)))
         if (self.mean is None) != (self.std is None):
             raise ValueError("`Display` needs `mean` and `std` together, got one of them")
         if self.std is not None and not (torch.as_tensor(self.std) > 0).all():
@@ -59,7 +62,7 @@ class Display:
         if not isinstance(self.tile, int) or self.tile < 32:
             raise ValueError(f"`tile` must be at least 32 pixels, got {self.tile!r}")
         names = self.class_names
-        if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise ValueError(f"`class_names` must be a sequence of names, got {names!r}")
         if self.font is not None and not Path(self.font).is_file():
             raise ValueError(f"`font` must be a TrueType file, there is none at {str(self.font)!r}")

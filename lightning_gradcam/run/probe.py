@@ -27,7 +27,8 @@ from lightning_gradcam.run.failures import on_first_process
 from lightning_gradcam.run.reference import ReferenceRun
 from lightning_gradcam.run.samples import Fingerprint, fixed_batch
 from lightning_gradcam.run.settings import Settings
-from lightning_gradcam.run.trainer import LightningModule, Trainer, candidate_loaders
+from lightning_gradcam.run.sources import choose_source
+from lightning_gradcam.run.trainer import LightningModule, Trainer
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def prepare(
     settings: Settings,
     stand_in: StandIn,
     forward: Callable[[nn.Module, Batch], Any],
+    first_batch: Any = None,
 ) -> Probe:
     """Load the fixed batch and find the layers, the photos' scale, the class names and the reference run.
 
@@ -97,11 +99,8 @@ def prepare(
     record, folder = None, settings.drift.reference_run
     if folder is not None:
         record = on_first_process(trainer, lambda: Record.open(folder).last(), "read the reference run")
-    candidates = candidate_loaders(trainer)
-    loader = candidates[0] if candidates else None
-    if len(candidates) > 1 and not isinstance(settings.samples, Dataset):
-        rank_zero_info(f"GradCAMCallback takes its samples from the first of {len(candidates)} data loaders.")
-    batch, fingerprint = fixed_batch(trainer, pl_module, loader, settings.samples, settings.batch_fn)
+    source, samples = choose_source(trainer, settings.samples, first_batch)
+    batch, fingerprint = fixed_batch(trainer, pl_module, source, samples, settings.batch_fn)
     if settings.localization is not None and settings.localization not in batch.regions:
         raise ValueError(
             f"`localization` names the region {settings.localization!r}, the batch has {sorted(batch.regions)}; return "
@@ -122,7 +121,7 @@ def prepare(
     reference_run = None
     if record is not None:
         reference_run = _reference_run(record, settings, list(layers), describe_samples(batch, fingerprint))
-    dataset = settings.samples if isinstance(settings.samples, Dataset) else getattr(loader, "dataset", None)
+    dataset = settings.samples if isinstance(settings.samples, Dataset) else getattr(source.loader, "dataset", None)
     height, width = batch.images.shape[-2:]
     with torch_defaults():
         regions = {name: region_masks(region, (height, width)) for name, region in batch.regions.items()}

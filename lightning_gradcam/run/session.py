@@ -8,6 +8,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_info
+
 from lightning_gradcam.attribution.isolation import torch_defaults
 from lightning_gradcam.attribution.stand_in import NoStandInError
 from lightning_gradcam.attribution.targets import TopTarget, predicted
@@ -20,6 +22,7 @@ from lightning_gradcam.run.outlets import Outlets, log_numbers, log_numbers_dire
 from lightning_gradcam.run.pictures import Look, guided_pictures, layer_pictures
 from lightning_gradcam.run.probe import Probe
 from lightning_gradcam.run.settings import Settings
+from lightning_gradcam.run.sources import NoBatchYetError, awaits_batch_of, copy_of_batch
 from lightning_gradcam.run.trainer import (
     LightningModule,
     Trainer,
@@ -46,6 +49,7 @@ class Session:
         setup_verified: Whether a whole observation has succeeded: from then on a failure must not end the run.
         last_epoch: The last epoch whose validation was observed.
         last_step: The optimizer step of the last observation.
+        first_batch: What Lightning handed over first, where that has to serve as the fixed batch.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -58,6 +62,8 @@ class Session:
         self.setup_verified = False
         self.last_epoch: int | None = None
         self.last_step: int | None = None
+        self.first_batch: Any = None
+        self._told_to_wait = False
         self._observer: Observer | None = None
         self._resumed_record: dict[str, Any] | None = None
         self._failures = 0
@@ -66,7 +72,7 @@ class Session:
         self._last: tuple[Look, int] | None = None  # the last one and its step, where guided pictures are asked for
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"probe": None, "outlets": None, "_last": None, "_observer": None}
+        return vars(self) | {"probe": None, "outlets": None, "_last": None, "_observer": None, "first_batch": None}
 
     def observe(
         self,
@@ -97,6 +103,11 @@ class Session:
         try:
             probe, seen = self._look(trainer, pl_module, with_gradients)
             measured = self._measure(probe, seen, moment)
+        except NoBatchYetError as error:
+            if not self._told_to_wait:
+                rank_zero_info(f"GradCAMCallback takes its first look with the first validation: {error}.")
+            self._told_to_wait = True
+            return
         except Exception as error:
             if is_sharded(trainer) or (isinstance(error, NoStandInError) and self.settings.on_error == "raise"):
                 raise
@@ -147,6 +158,13 @@ class Session:
             if self.outlets is not None:
                 self.outlets.deliver(trainer)
 
+    def keep_first_batch(self, trainer: Trainer, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        """Copy the batch that Lightning hands over, where it has to serve as the fixed batch."""
+        missing = self.probe is None and self.first_batch is None and batch_idx == 0
+        given_up = self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW
+        if missing and not given_up and awaits_batch_of(trainer, self.settings.samples, dataloader_idx):
+            self.first_batch = copy_of_batch(batch)
+
     def release(self) -> None:
         """Let go of the trainer and the module."""
         self._observer = None
@@ -188,7 +206,7 @@ class Session:
         return self._observer
 
     def _prepare(self, observer: Observer) -> Probe:
-        probe = observer.prepare()
+        probe, self.first_batch = observer.prepare(self.first_batch), None
         resumed = from_state(self.restored, self.settings, probe)
         self.history, self._failures, self._resumed_record = resumed.history, resumed.failures, resumed.record
         self.history.reference_run = probe.reference_run
