@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -188,12 +189,23 @@ class GradCAMCallback(Callback):
                 raise AttributeError(f"`{name}` is given to the constructor and stays; make another callback")
             super().__setattr__(name, value)
 
+    # So that Lightning does not take equal keys for a mistake of its own kind before `setup` tells what it is.
+    @wraps(Callback.state_dict)
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[reportIncompatibleMethodOverride]
+        return self._session.state()
+
     @property
     def state_key(self) -> str:
         return self._generate_state_key(prefix=self.settings.prefix)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         check_strategy(trainer)
+        alike = [other for other in getattr(trainer, "callbacks", ()) if isinstance(other, GradCAMCallback)]
+        if sum(other.settings.prefix == self.settings.prefix for other in alike) > 1:
+            raise ValueError(
+                f"two `GradCAMCallback`s of the trainer have the `prefix` {self.settings.prefix!r}, so each would "
+                "write over the other's numbers, pictures and state; give one of them another `prefix`"
+            )
         inherited = type(pl_module).forward.__qualname__ == "LightningModule.forward"  # of either distribution
         if self.settings.forward_fn is default_forward and inherited:
             raise ValueError(
@@ -289,9 +301,6 @@ class GradCAMCallback(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._session.observe(trainer, pl_module, logged_step(trainer))
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._session.state()
 
     def _due(self, trainer: Trainer) -> bool:
         return (trainer.current_epoch + 1) % self.settings.every_n_epochs == 0

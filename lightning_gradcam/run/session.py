@@ -63,7 +63,7 @@ class Session:
         self.last_epoch: int | None = None
         self.last_step: int | None = None
         self.first_batch: Any = None
-        self._told_to_wait = False
+        self._already_told: set[str] = set()
         self._observer: Observer | None = None
         self._resumed_record: dict[str, Any] | None = None
         self._failures = 0
@@ -103,26 +103,11 @@ class Session:
         try:
             probe, seen = self._look(trainer, pl_module, with_gradients)
             measured = self._measure(probe, seen, moment)
-        except NoBatchYetError as error:
-            if not self._told_to_wait:
-                rank_zero_info(f"GradCAMCallback takes its first look with the first validation: {error}.")
-            self._told_to_wait = True
-            return
         except Exception as error:
-            if is_sharded(trainer) or (isinstance(error, NoStandInError) and self.settings.on_error == "raise"):
+            failed = self._is_failure(trainer, error, may_wait)
+            if failed is None:
                 raise
-            if isinstance(error, NoStandInError):
-                self._failures_in_a_row = MAX_FAILURES_IN_A_ROW
-                self.setup_verified = True  # there will be no other
-                warn_of_no_look(error)
-                return
-            if may_wait and not self.setup_verified and in_forward(error):
-                warn_of_no_look(error, yet=True)
-                return
-            if self._is_fatal:
-                raise
-            self._on_failure(trainer, error)
-            if step is not None:
+            if failed and step is not None:
                 log(trainer, pl_module, {f"{self.settings.prefix}/failures": float(self._failures)}, step)
             return
         look = Look(probe, seen, measured, moment, _when(trainer, step, moment))
@@ -214,22 +199,17 @@ class Session:
 
     def _measure(self, probe: Probe, seen: Seen, moment: Moment | None) -> Measurement:
         """Measure what was seen against the run so far and, within the run, remember it."""
-        settings, masks = self.settings, probe.regions
         with torch_defaults():
             measured = self.history.measure(
-                seen.maps, seen.shifted, seen.prediction, masks, probe.rows.groups, seen.target_classes
+                seen.maps, seen.shifted, seen.prediction, probe.regions, probe.rows.groups, seen.target_classes
             )
-            if settings.localization is not None:
-                ranked = settings.target is predicted or isinstance(settings.target, TopTarget)
-                numbers = localization_of_groups(
-                    seen.maps,
-                    masks[settings.localization],
-                    probe.rows.labels,
-                    probe.rows.groups,
-                    seen.target_classes,
-                    seen.k if ranked else None,
+            floors = [f"{prefix}/drift_floor" in measured.numbers for prefix in seen.maps]
+            if seen.shifted and not all(floors):
+                self._tell_once(
+                    "leaves `drift_floor` out: images that are shifted by one pixel give the same maps, so the model "
+                    "does not react to such a shift, or `forward_fn` reads `inputs` and not the images"
                 )
-                measured.numbers.update(numbers)
+            measured.numbers.update(_localization(self.settings, probe, seen))
             if moment is not None:
                 self.history.add(measured, seen.maps, seen.prediction, moment, seen.target_classes)
         return measured
@@ -251,6 +231,31 @@ class Session:
         if look.seen.gradients is not None:
             self.outlets.send_pictures(trainer, guided_pictures(look, look.seen.gradients), step)
 
+    def _tell_once(self, text: str) -> None:
+        if text not in self._already_told:
+            self._already_told.add(text)
+            rank_zero_info(f"GradCAMCallback {text}.")
+
+    def _is_failure(self, trainer: Trainer, error: Exception, may_wait: bool) -> bool | None:
+        """Tell why there is nothing to be seen: now, which is a failure, or yet or ever; ``None``: it ends the run."""
+        if isinstance(error, NoBatchYetError):
+            self._tell_once(f"takes its first look with the first validation: {error}")
+            return False
+        if is_sharded(trainer) or (isinstance(error, NoStandInError) and self.settings.on_error == "raise"):
+            return None
+        if isinstance(error, NoStandInError):
+            self._failures_in_a_row = MAX_FAILURES_IN_A_ROW
+            self.setup_verified = True  # there will be no other
+            warn_of_no_look(error)
+            return False
+        if may_wait and not self.setup_verified and in_forward(error):
+            warn_of_no_look(error, yet=True)
+            return False
+        if self._is_fatal:
+            return None
+        self._on_failure(trainer, error)
+        return True
+
     def _on_failure(self, trainer: Trainer, error: Exception) -> None:
         """Tell of an observation that failed; after three in a row there will be no more."""
         self._failures += 1
@@ -264,6 +269,21 @@ class Session:
                 f"GradCAMCallback: {MAX_FAILURES_IN_A_ROW} observations in a row have failed; it is switched off for "
                 'the rest of this run. `on_error="raise"` shows where they fail.'
             )
+
+
+def _localization(settings: Settings, probe: Probe, seen: Seen) -> dict[str, float]:
+    """How well the maps find the samples' objects, by full key; empty where that is not asked for."""
+    if settings.localization is None:
+        return {}
+    ranked = settings.target is predicted or isinstance(settings.target, TopTarget)
+    return localization_of_groups(
+        seen.maps,
+        probe.regions[settings.localization],
+        probe.rows.labels,
+        probe.rows.groups,
+        seen.target_classes,
+        seen.k if ranked else None,
+    )
 
 
 def _guided_due(session: Session, trainer: Trainer, moment: Moment | None) -> bool:
