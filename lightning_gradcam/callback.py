@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -189,10 +188,11 @@ class GradCAMCallback(Callback):
                 raise AttributeError(f"`{name}` is given to the constructor and stays; make another callback")
             super().__setattr__(name, value)
 
-    # So that Lightning does not take equal keys for a mistake of its own kind before `setup` tells what it is.
-    @wraps(Callback.state_dict)
-    def state_dict(self) -> dict[str, Any]:  # type: ignore[reportIncompatibleMethodOverride]
+    def state_dict(self) -> dict[str, Any]:
         return self._session.state()
+
+    # Lightning refuses equal keys of what overrides `state_dict`, before `setup` can say that it is the prefix.
+    state_dict.__wrapped__ = Callback.state_dict  # type: ignore[reportFunctionMemberAccess]
 
     @property
     def state_key(self) -> str:

@@ -77,7 +77,7 @@ def locate_layers(
         ValueError: If a name is wrong or no layer can be chosen.
     """
     if not layers:
-        few = batch.part(slice(2 if math.prod(batch.images.shape[2:]) <= _LARGE else 1))
+        few = batch.part(slice(2 if math.prod(batch.size) <= _LARGE else 1))
         name, layout, reason = choose_layer(model, few, forward, target)
         return {name: layout}, reason
     found = dict(find_layer(model, layer) for layer in layers)
@@ -231,7 +231,7 @@ def _find_layouts(
     calls: Iterable[tuple[nn.Module, Sequence[int]]], batch: Batch, wanted: Collection[int] | None = None
 ) -> Iterator[tuple[Layout, Grid] | None]:
     """The layout and the grid of every tensor that was handed out, or of those of the modules with these ids."""
-    samples, _, height, width = batch.images.shape
+    samples = len(batch.images)
     seen: dict[Grid, None] = {}
     for module, shape in calls:
         if len(shape) == 4 and (shape[2], shape[3]) not in seen and _is_spatial(module):
@@ -239,7 +239,7 @@ def _find_layouts(
         if wanted is not None and len(shape) == 4 and id(module) not in wanted:
             yield None
             continue
-        found = infer_layout(shape, samples, (height, width), seen)
+        found = infer_layout(shape, samples, batch.size, seen)
         if found:
             layout, grid = found
             if isinstance(layout, Tokens) and math.prod(grid) == shape[1 - layout.batch_axis]:

@@ -164,7 +164,7 @@ class SegmentationTarget:
         if self.region is None:
             mask = (pixels.argmax(1) == self.index).to(pixels.dtype)
         else:
-            mask = region_masks(_region(batch, self.region), (batch.images.shape[2], batch.images.shape[3]))
+            mask = region_masks(_region(batch, self.region), batch.size)
             mask = F.interpolate(mask[:, None], pixels.shape[2:], mode="area")[:, 0]
         return (pixels[:, self.index] * mask).sum((1, 2)) / mask.sum((1, 2)).clamp_min(1e-6)
 

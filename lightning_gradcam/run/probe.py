@@ -19,7 +19,8 @@ from lightning_gradcam.attribution.isolation import torch_defaults
 from lightning_gradcam.attribution.layout import Layout
 from lightning_gradcam.attribution.regions import region_masks
 from lightning_gradcam.attribution.stand_in import StandIn
-from lightning_gradcam.picture.display import find_class_names, find_normalization, photos
+from lightning_gradcam.picture.datasets import find_class_names, find_normalization
+from lightning_gradcam.picture.display import photos
 from lightning_gradcam.picture.text import load_font, missing_letters
 from lightning_gradcam.record.compare import sample_mismatch
 from lightning_gradcam.record.record import Record
@@ -121,16 +122,17 @@ def prepare(
     reference_run = None
     if record is not None:
         reference_run = _reference_run(record, settings, list(layers), describe_samples(batch, fingerprint))
-    dataset = settings.samples if isinstance(settings.samples, Dataset) else getattr(source.loader, "dataset", None)
-    height, width = batch.images.shape[-2:]
+    told_by = getattr(source.loader, "dataset", None), getattr(trainer, "datamodule", None)
+    if isinstance(settings.samples, Dataset):
+        told_by = settings.samples, None
     with torch_defaults():
-        regions = {name: region_masks(region, (height, width)) for name, region in batch.regions.items()}
-    class_names, grey = _class_names(settings, dataset), _photos(settings, dataset, batch)
+        regions = {name: region_masks(region, batch.size) for name, region in batch.regions.items()}
+    class_names, grey = _class_names(settings, *told_by), _photos(settings, batch, *told_by)
     return Probe(settings, batch, batch, fingerprint, layers, layouts, regions, grey, class_names, reference_run)
 
 
-def _class_names(settings: Settings, dataset: Any) -> Sequence[str] | None:
-    class_names = settings.display.class_names or find_class_names(dataset)
+def _class_names(settings: Settings, dataset: Any, datamodule: Any) -> Sequence[str] | None:
+    class_names = settings.display.class_names or find_class_names(dataset, datamodule)
     missing = missing_letters(class_names or (), load_font(settings.display.font, 13))
     if missing:
         rank_zero_warn(
@@ -139,14 +141,15 @@ def _class_names(settings: Settings, dataset: Any) -> Sequence[str] | None:
     return class_names
 
 
-def _photos(settings: Settings, dataset: Any, batch: Batch) -> Tensor:
+def _photos(settings: Settings, batch: Batch, dataset: Any, datamodule: Any) -> Tensor:
     mean, std = settings.display.mean, settings.display.std
     if mean is None:
-        mean, std = find_normalization(dataset, batch.images.shape[1])
+        mean, std = find_normalization(dataset, batch.pictures.shape[1], datamodule)
     with torch_defaults():
-        grey, note = photos(batch.images, mean, std)
+        grey, note = photos(batch.pictures, mean, std)
     if note:
-        rank_zero_info(f"GradCAMCallback: {note}.")
+        tell = rank_zero_info if mean is None else rank_zero_warn
+        tell(f"GradCAMCallback: {note}.")
     return grey
 
 

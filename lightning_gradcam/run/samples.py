@@ -282,7 +282,7 @@ def fixed_batch(
             "mend the data or choose others by `samples=[...]`"
         )
     for name, region in batch.regions.items():
-        check_boxes(name, region, (batch.images.shape[2], batch.images.shape[3]))
+        check_boxes(name, region, batch.size)
     return batch, Fingerprint.of(batch, length)
 
 
