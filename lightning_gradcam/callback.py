@@ -96,8 +96,10 @@ class GradCAMCallback(Callback):
             the norm through which it does so for the last time. The log names it. Maps may be ``(n, c, h, w)``,
             ``(n, h, w, c)`` or tokens ``(n, prefix + h * w, c)``.
         samples: How many samples, evenly spaced over the validation dataset; or which indices of it; or a dataset of
-            your own, of which all are taken. Without validation the training dataset serves; of several validation
-            loaders the first. An iterable dataset gives its first items.
+            your own, of which all are taken: anything with a length and items. Without validation the training dataset
+            serves; of several validation loaders the first, or the one whose key is given. Loaders whose batches come
+            together give one of each. An iterable dataset gives its first items, a loader without a dataset its first
+            batch. Images of another size than the first one's, where the loader cannot join them, make room for others.
         target: What to ask for: ``"label"``, the score of each sample's label; ``"predicted"``, of its predicted
             class; a class index; a function ``(output, batch) -> scores (n,)``, such as a
             :class:`SegmentationTarget` or a :class:`DetectionTarget`. Several class indices, a :class:`TopTarget` or a
@@ -136,7 +138,7 @@ class GradCAMCallback(Callback):
         self,
         target_layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
         *,
-        samples: int | Sequence[int] | Dataset = 16,
+        samples: int | Sequence[Any] | Dataset | str = 16,
         target: Literal["label", "predicted"] | int | Sequence[int] | Target = "label",
         method: Literal["gradcam", "cam", "hirescam", "gradcam++", "layercam", "xgradcam"] | Method = "gradcam",
         every_n_epochs: int = 1,
@@ -187,12 +189,24 @@ class GradCAMCallback(Callback):
                 raise AttributeError(f"`{name}` is given to the constructor and stays; make another callback")
             super().__setattr__(name, value)
 
+    def state_dict(self) -> dict[str, Any]:
+        return self._session.state()
+
+    # Lightning refuses equal keys of what overrides `state_dict`, before `setup` can say that it is the prefix.
+    state_dict.__wrapped__ = Callback.state_dict  # type: ignore[reportFunctionMemberAccess]
+
     @property
     def state_key(self) -> str:
         return self._generate_state_key(prefix=self.settings.prefix)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         check_strategy(trainer)
+        alike = [other for other in getattr(trainer, "callbacks", ()) if isinstance(other, GradCAMCallback)]
+        if sum(other.settings.prefix == self.settings.prefix for other in alike) > 1:
+            raise ValueError(
+                f"two `GradCAMCallback`s of the trainer have the `prefix` {self.settings.prefix!r}, so each would "
+                "write over the other's numbers, pictures and state; give one of them another `prefix`"
+            )
         same_trainer, same_module = self._fitted_by == id(trainer), self._fitted == id(pl_module)
         if stage == "fit" or not same_trainer:
             before, self._session = self._session, Session(self.settings)
@@ -247,6 +261,13 @@ class GradCAMCallback(Callback):
         if not trainer.sanity_checking:
             serve_monitors(pl_module, self._session.history.monitored)
 
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._session.keep_first_batch(trainer, batch, batch_idx, dataloader_idx)
+
+    on_test_batch_start = on_validation_batch_start
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             self._session.observe(trainer, pl_module)
@@ -275,9 +296,6 @@ class GradCAMCallback(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._session.observe(trainer, pl_module, logged_step(trainer))
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._session.state()
 
     def _due(self, trainer: Trainer) -> bool:
         return (trainer.current_epoch + 1) % self.settings.every_n_epochs == 0

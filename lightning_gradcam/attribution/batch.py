@@ -25,7 +25,7 @@ class Batch:
     """The samples that are looked at.
 
     Attributes:
-        images: ``(n, c, H, W)``, as the model gets them.
+        images: ``(n, c, H, W)`` or, with 1, 3 or 4 channels, ``(n, H, W, c)``, as the model gets them.
         labels: Class indices ``(n,)`` or ``(n, 1)``; one-hot, smoothed or multi-hot ``(n, classes)``; or values, of a
             regression. ``None`` where there are none. A sample without a label has -1, -100 or NaN, or a row without
             a 1; entries -1, -100 and NaN of a multi-hot row are unknown.
@@ -59,7 +59,7 @@ class Batch:
                 raise TypeError(f"`{name}` must be a tensor, got {type(value).__name__}")
         if self.images.ndim != 4 or not self.images.numel():
             raise ValueError(f"`images` must be (n, c, H, W) and not empty, got {tuple(self.images.shape)}")
-        n, _, height, width = self.images.shape
+        n, (height, width) = len(self.images), self.size
         if self.labels is not None and (self.labels.ndim not in (1, 2) or len(self.labels) != n):
             raise ValueError(
                 f"`labels` must be ({n},) or ({n}, classes), got {tuple(self.labels.shape)}; "
@@ -87,6 +87,21 @@ class Batch:
         object.__setattr__(self, "groups", [str(one) if isinstance(one, Integral) else one for one in self.groups])
         for group in self.groups:
             check_name("the name of a group", group)
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the images are ``(n, H, W, c)``, by the axis that can only be channels."""
+        return self.images.shape[3] in (1, 3, 4) and min(self.images.shape[1:3]) > 4
+
+    @property
+    def pictures(self) -> Tensor:
+        """The images as ``(n, c, H, W)``."""
+        return self.images.movedim(3, 1) if self.channels_last else self.images
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.pictures.shape[2], self.pictures.shape[3]
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with ``function`` applied to every tensor in it."""
@@ -153,7 +168,7 @@ def of_rows(value: Any, n: int, function: Callable[[Any], Any]) -> Any:
 
 def few_of(batch: Batch) -> Batch:
     """One or two samples, with which is found out what is the same for all."""
-    return batch.part(slice(2 if math.prod(batch.images.shape[2:]) <= _LARGE else 1))
+    return batch.part(slice(2 if math.prod(batch.size) <= _LARGE else 1))
 
 
 def has_rows(value: Any, n: int) -> bool:
@@ -189,5 +204,6 @@ def joined(batch: Batch, images: Tensor) -> Batch:
 
 def shift(batch: Batch) -> Batch:
     """The batch with its images moved by one pixel to the right; their left column stays as well."""
-    images = batch.images
-    return replace(batch, images=torch.cat([images[..., :1], images[..., :-1]], -1))
+    images, axis = batch.images, 2 if batch.channels_last else 3
+    parts = images.narrow(axis, 0, 1), images.narrow(axis, 0, images.shape[axis] - 1)
+    return replace(batch, images=torch.cat(parts, axis))

@@ -84,7 +84,7 @@ def find_call(
     fallback: tuple[Call, Batch] | None = None
     for call in _calls(model, read, raw):
         alone = call.images is None
-        inputs = (read.sizes if call.as_list else None) if alone else raw
+        inputs = read.sizes if call.as_list else read.batch.inputs if alone else raw
         batch = replace(read.batch, inputs=inputs)
         try:
             fits = _gives_rows(partial(run, call), few_of(batch), alone)

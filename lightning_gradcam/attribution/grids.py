@@ -114,7 +114,7 @@ def readings(
 
     Of tokens and of flattened maps the shape alone does not tell: :func:`settled` does.
     """
-    samples, _, height, width = batch.images.shape
+    samples = len(batch.images)
     seen: dict[Grid, None] = {}
     found: dict[Call, list[Reading]] = {}
     for call, (module, shape) in zip(numbered(module for module, _ in calls), calls, strict=True):
@@ -123,7 +123,7 @@ def readings(
         found[call] = []
         if wanted is not None and len(shape) == 4 and id(module) not in wanted:
             continue
-        best = infer_layout(shape, samples, (height, width), seen)
+        best = infer_layout(shape, samples, batch.size, seen)
         found[call] = [*([best] if best else []), *other_layouts(shape, samples, seen)]
         if best and isinstance(best[0], Tokens) and math.prod(best[1]) == shape[1 - best[0].batch_axis]:
             seen[best[1]] = None
@@ -191,16 +191,20 @@ def _with_quarters_drawn_anew(batch: Batch) -> Batch:
     def draw(images: Tensor) -> Tensor:
         if images.shape != whole.images.shape:
             return images
-        height, width = images.shape[2:]
+        height, width = whole.size
         low, high = images[0].float().aminmax()
         noise = torch.rand(images.shape[1:], generator=generator).to(images.device)
         drawn = (low + noise * torch.where(high > low, high - low, 1)).to(images.dtype)
         changed = images.clone()
         changed[1:5] = images[0]
+        if whole.channels_last:
+            drawn, places = drawn.movedim(2, 0), changed.movedim(3, 1)
+        else:
+            places = changed
         for quarter in range(4):
             rows = slice(height // 2) if quarter < 2 else slice(height // 2, None)
             columns = slice(width // 2) if quarter % 2 == 0 else slice(width // 2, None)
-            changed[1 + quarter, :, rows, columns] = drawn[:, rows, columns]
+            places[1 + quarter, :, rows, columns] = drawn[:, rows, columns]
         return changed
 
     return whole.apply(draw)

@@ -106,7 +106,8 @@ def guided_gradients(
             "the score has no gradient at the images: the forward detaches it or runs a part under `no_grad`, so there "
             "is no guided backpropagation; Grad-CAM itself asks for less"
         )
-    return torch.stack(known, 1).reshape(*scores.shape, *images.shape[1:]).float().cpu()
+    found = torch.stack(known, 1).reshape(*scores.shape, *images.shape[1:]).float().cpu()
+    return found.movedim(-1, -3) if batch.channels_last else found
 
 
 def _gradient(score: Tensor, images: Tensor, more: bool) -> Tensor | None:

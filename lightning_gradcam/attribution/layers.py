@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from lightning_gradcam.attribution.sequences import as_list
+
 Layer = str | nn.Module
 
 
@@ -18,12 +20,13 @@ def check_layers(target_layer: Layer | Sequence[Layer] | None, grid: Any = None)
         if grid is not None:
             raise ValueError("`grid` says how the output of a named layer lies; give `target_layer` as well")
         return ()
-    layers: Any = target_layer if isinstance(target_layer, (list, tuple)) else (target_layer,)
+    given: Any = as_list(target_layer)
+    layers = given if isinstance(given, list) else [given]
     for layer in layers:
         if not isinstance(layer, (str, nn.Module)) or layer == "":
             raise TypeError(f"`target_layer` must be a name, a module or a sequence of these, got {layer!r}")
     if not layers or len(set(layers)) < len(layers):
-        raise ValueError(f"`target_layer` must name at least one layer, and none twice, got {list(layers)}")
+        raise ValueError(f"`target_layer` must name at least one layer, and none twice, got {layers}")
     return tuple(layers)
 
 

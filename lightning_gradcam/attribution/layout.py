@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
+
+from lightning_gradcam.attribution.sequences import as_list
 
 Layout = Callable[[Tensor], Tensor]
 Grid = tuple[int, int]
@@ -131,10 +134,14 @@ def as_layout(grid: Grid | Layout) -> Layout:
     """Turn the ``grid`` argument into a layout; raise a ``ValueError`` where it is none."""
     if callable(grid):
         return grid
-    whole = isinstance(grid, (tuple, list)) and all(type(side) is int and side > 0 for side in grid)
-    if not whole or len(grid) != 2:
+    sides: Any = as_list(grid)
+    if not isinstance(sides, list) or len(sides) != 2 or not all(map(_is_length, sides)):
         raise ValueError(f"`grid` must be (h, w) in cells or a function `output -> (n, c, h, w)`, got {grid!r}")
-    return partial(_with_grid, h=grid[0], w=grid[1])
+    return partial(_with_grid, h=int(sides[0]), w=int(sides[1]))
+
+
+def _is_length(side: Any) -> bool:
+    return isinstance(side, Integral) and not isinstance(side, bool) and int(side) > 0
 
 
 def _with_grid(output: Tensor, *, h: int, w: int) -> Tensor:

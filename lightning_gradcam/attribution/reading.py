@@ -88,7 +88,7 @@ def read_batch(raw: Any) -> ReadBatch:
     parts, place = dict(_parts(raw)), partial(_place, raw)
     where = _find_images(raw, parts)
     images, sizes = _as_images(parts.pop(where))
-    n, size = len(images), (images.shape[2], images.shape[3])
+    n, size = len(images), Batch(images).size
     used = [where]
     masks = next((path for path, part in parts.items() if _is_mask(part, n, size)), None)
     found = next((path for path, part in parts.items() if _are_targets(part, n)), None)

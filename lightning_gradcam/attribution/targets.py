@@ -15,6 +15,7 @@ from lightning_gradcam.attribution.batch import Batch
 from lightning_gradcam.attribution.labels import class_labels, labelled
 from lightning_gradcam.attribution.outputs import find_logits, flat
 from lightning_gradcam.attribution.reading import item, structure
+from lightning_gradcam.attribution.sequences import as_list
 
 # Returns a tensor (n,), or (n, k) for several scores a sample; a target whose questions are classes may tell them by a
 # method `classes(output, batch)` of the same shape, and what its captions say by a method `words(output, batch)` that
@@ -157,11 +158,12 @@ TARGETS: dict[str, Target] = {"label": label, "predicted": predicted}
 def as_target(target: str | int | Sequence[int] | Target) -> Target:
     """Turn the ``target`` argument into a function; raise a ``ValueError`` or ``TypeError`` where it is none."""
     allowed = f"`target` must be one of {sorted(TARGETS)}, a class index, several of these or a function"
+    target = as_list(target)
     if isinstance(target, str):
         if target not in TARGETS:
             raise ValueError(f"{allowed}, got {target!r}")
         return TARGETS[target]
-    if isinstance(target, Sequence):
+    if isinstance(target, list):
         if not target or not all(map(is_class, target)) or len(set(target)) < len(target):
             raise ValueError(
                 f"`target` as classes must be indices, at least one, none twice, 0 or above, got {target!r}"

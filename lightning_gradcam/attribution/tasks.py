@@ -52,7 +52,7 @@ class SegmentationTarget:
         predicted = (pixels.argmax(1) == classes[:, None, None]).to(pixels.dtype)
         mask = predicted
         if self.region is not None:
-            mask = region_masks(_region(batch, self.region), (batch.images.shape[2], batch.images.shape[3]))
+            mask = region_masks(_region(batch, self.region), batch.size)
             mask = F.interpolate(mask[:, None].to(pixels), pixels.shape[2:], mode="area")[:, 0]
         if self.index is None and batch.labels is not None:  # a sample without a label has no such region
             mask = torch.where(labelled(batch.labels).to(mask.device)[:, None, None], mask, predicted)
@@ -69,7 +69,7 @@ class SegmentationTarget:
         shares = (pixels.argmax(1) == classes[:, None, None]).float().mean((1, 2)).tolist()
         truth = [""] * len(shares)
         if self.region is not None:
-            masks = region_masks(_region(batch, self.region), (batch.images.shape[2], batch.images.shape[3]))
+            masks = region_masks(_region(batch, self.region), batch.size)
             truth = [f"{share:.0%}" for share in masks.mean((1, 2)).tolist()]
         return Words(truth, [f"{share:.0%}" for share in shares])
 
@@ -136,7 +136,7 @@ class DetectionTarget:
         """Of each sample its boxes in pixels, what each counts, and how many are of the class."""
         classes = self.classes(output, batch).tolist()
         if is_queries(output):
-            return _of_queries(output, classes, (batch.images.shape[2], batch.images.shape[3]))
+            return _of_queries(output, classes, batch.size)
         if not are_detections(output, len(batch.images)):
             raise ValueError(f"no boxes, labels and scores of each image in the model's output, {structure(output)}")
         found = []

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_gradcam.attribution.sequences import as_list
 from lightning_gradcam.picture.overlay import COLORMAPS
 
 
@@ -20,9 +19,11 @@ class Display:
 
     Attributes:
         mean: What was subtracted from each channel of the images, a number or one a channel. With ``std`` it undoes
-            the normalization. ``None``: taken from a ``Normalize`` in the dataset's transform where there is one.
+            the normalization. ``None``: taken from a ``Normalize`` in the dataset's transform or from the
+            datamodule, see :func:`~lightning_gradcam.picture.datasets.find_normalization`.
         std: What each channel was divided by.
-        class_names: The name of each class by its index. ``None``: the dataset's ``.classes`` where it has them.
+        class_names: The name of each class by its index. ``None``: those of the dataset or the datamodule, where
+            these tell some, see :func:`~lightning_gradcam.picture.datasets.find_class_names`.
         colormap: ``"turbo"``, or ``"inferno"`` with a contour at half of the maximum, which reads without colours.
         scale: ``"sample"``: each map by its own maximum, and at the tile's edge a gauge of that against the sample's
             largest value in the run; ``"run"``: each map by that largest value.
@@ -48,6 +49,8 @@ class Display:
     font: str | Path | None = None
 
     def __post_init__(self) -> None:
+        for name in ("mean", "std", "class_names"):
+            object.__setattr__(self, name, as_list(getattr(self, name)))
         if (self.mean is None) != (self.std is None):
             raise ValueError("`Display` needs `mean` and `std` together, got one of them")
         if self.std is not None and not (torch.as_tensor(self.std) > 0).all():
@@ -59,50 +62,10 @@ class Display:
         if not isinstance(self.tile, int) or self.tile < 32:
             raise ValueError(f"`tile` must be at least 32 pixels, got {self.tile!r}")
         names = self.class_names
-        if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise ValueError(f"`class_names` must be a sequence of names, got {names!r}")
         if self.font is not None and not Path(self.font).is_file():
             raise ValueError(f"`font` must be a TrueType file, there is none at {str(self.font)!r}")
-
-
-def find_class_names(dataset: Any) -> Sequence[str] | None:
-    """The ``classes`` of a dataset, also inside ``Subset`` and other wrappers that keep theirs as ``dataset``."""
-    for one in _unwrapped(dataset):
-        classes = None
-        with suppress(Exception):  # a property of the user's
-            classes = getattr(one, "classes", None)
-        if isinstance(classes, Sequence) and not isinstance(classes, str):
-            return [str(name) for name in classes]
-    return None
-
-
-def find_normalization(dataset: Any, channels: int) -> tuple[Sequence[float] | None, Sequence[float] | None]:
-    """Mean and std of the ``Normalize`` in a dataset's ``transform``, by its name: torchvision's and others' alike.
-
-    ``None`` twice where there is none, or none for so many channels.
-    """
-    for one in _unwrapped(dataset):
-        pending = [getattr(one, "transform", None), getattr(one, "transforms", None)]
-        for _ in range(100):  # transforms may hold one another
-            transform: Any = pending.pop() if pending else None
-            if type(transform).__name__ == "Normalize":
-                mean, std = getattr(transform, "mean", None), getattr(transform, "std", None)
-                if isinstance(mean, Sequence) and isinstance(std, Sequence) and {len(mean), len(std)} <= {1, channels}:
-                    return mean, std
-            elif isinstance(transform, (list, tuple, torch.nn.Sequential)):
-                pending += list(transform)
-            elif transform is not None:
-                pending += [getattr(transform, name, None) for name in ("transforms", "transform")]
-    return None, None
-
-
-def _unwrapped(dataset: Any) -> list[Any]:
-    """A dataset and what it wraps, from the outside in."""
-    found: list[Any] = []
-    while dataset is not None and not any(dataset is one for one in found):
-        found.append(dataset)
-        dataset = getattr(dataset, "dataset", None)
-    return found
 
 
 def photos(
@@ -116,8 +79,9 @@ def photos(
         std: See :class:`Display`.
 
     Returns:
-        Photos ``(n, H, W)`` in [0, 1], and a sentence on the scale that was assumed where no normalization is known
-        and the values are not in [0, 1]: one scale for the whole batch, from its smallest to its largest value.
+        Photos ``(n, H, W)`` in [0, 1], and a sentence where the values are not in [0, 1]: where no normalization is
+        known on the scale that was assumed, one for the whole batch from its smallest to its largest value; where one
+        is, that most values lie outside and are cut off.
 
     Raises:
         ValueError: If mean or std fit neither one channel nor the images'.
@@ -131,6 +95,12 @@ def photos(
             if len(value) not in (1, channels):
                 raise ValueError(f"`{name}` has {len(value)} values, the images have {channels} channels")
         values = values * scale + shift
+        if ((values < -0.01) | (values > 1.01)).float().mean() > 0.5:
+            low, high = values.min(), values.max()
+            note = (
+                f"`mean` {mean} and `std` {std} bring the images to values from {low:.3g} to {high:.3g}, most of them "
+                "outside 0 (black) to 1 (white); give by `Display(mean=..., std=...)` what they were normalized with"
+            )
     elif values.min() < 0 or values.max() > 1:
         low, high = values.min(), values.max()
         values = (values - low) / (high - low).clamp_min(1e-12)

@@ -131,6 +131,12 @@ def _questions(target_classes: Tensor | None, n: int) -> Tensor:
     return torch.zeros(n, dtype=torch.long) if target_classes is None else target_classes
 
 
+def _same_maps(maps: Tensor, others: Tensor) -> bool:
+    """Whether each sample's maps are equal to a millionth of their largest value; not so where all are empty."""
+    largest = maps.abs().amax((1, 2))
+    return bool(((maps - others).abs().amax((1, 2)) <= 1e-6 * largest).all() and largest.any())
+
+
 @dataclass(frozen=True)
 class Measurement:
     """What one observation says.
@@ -199,7 +205,8 @@ class History:
 
         Args:
             maps: Signed maps ``(n, h, w)`` by the prefix of the layer's keys.
-            shifted: The same with the images shifted by one pixel; may be empty.
+            shifted: The same with the images shifted by one pixel; may be empty. Where they are the same, there is no
+                noise floor: the shift did not reach the model.
             prediction: What the model predicts, if it is a classifier.
             regions: Masks ``(n, H, W)`` by name.
             groups: The name of each sample's group; may be empty.
@@ -216,7 +223,7 @@ class History:
                 self.reference_run.check_rows(len(signed))
                 difference = self.reference_run.difference(prefix, signed, target_classes)
                 values[f"difference_from_{self.reference_run.name}"] = difference
-            if shifted:
+            if prefix in shifted and not _same_maps(signed, shifted[prefix]):
                 values["drift_floor"] = 1 - measures.similarity(signed, shifted[prefix])
             measured.drift[prefix] = values["drift"]
             measured.drift_from_reference[prefix] = values["drift_from_reference"]

@@ -79,9 +79,10 @@ class Observer:
         self._stand_in = stand_in_for(trainer, pl_module)
         self._joins_shifted: bool | None = None  # whether images and shifted images run as one batch, once known
 
-    def prepare(self, restored: Mapping[str, Any] | None = None) -> Probe:
+    def prepare(self, restored: Mapping[str, Any] | None = None, first_batch: Any = None) -> Probe:
         """See :func:`~lightning_gradcam.run.setup.prepare`."""
-        return prepare(self._trainer, self._pl_module, self._settings, self._stand_in, self._run, restored)
+        arguments = self._trainer, self._pl_module, self._settings, self._stand_in, self._run
+        return prepare(*arguments, restored, first_batch)
 
     def look(self, probe: Probe) -> Seen:
         """Capture the maps of the batch and, for the noise floor, those of its images shifted by one pixel."""

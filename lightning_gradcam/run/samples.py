@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Number
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from lightning_gradcam.attribution.batch import Batch, of_rows
@@ -20,34 +21,74 @@ from lightning_gradcam.attribution.doubles import Doubles
 from lightning_gradcam.attribution.isolation import random_state
 from lightning_gradcam.attribution.reading import ReadBatch, default_batch, read_batch
 from lightning_gradcam.attribution.regions import check_boxes
+from lightning_gradcam.attribution.sequences import as_list, is_array
 from lightning_gradcam.run.failures import on_first_process
-from lightning_gradcam.run.trainer import LightningModule, Trainer, transfer
+from lightning_gradcam.run.sizes import Size, image_size, of_one_size
+from lightning_gradcam.run.sources import Choice, Samples
+from lightning_gradcam.run.trainer import LightningModule, Source, Trainer, transfer
 
 SEED = 0  # random augmentations draw the same pixels for the fixed batch in every run
 
-Samples = int | Sequence[int] | Dataset[Any]
+
+class Items(Dataset[Any]):
+    """Anything with a length and items as a dataset."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
 
 
-def as_samples(samples: Samples) -> Samples:
-    """Check the ``samples`` argument and make its integers Python's own; refuse what can never work."""
-    if isinstance(samples, Dataset):
-        if not isinstance(samples, Sized):
-            raise ValueError(f"`samples` as a dataset needs a length, {type(samples).__name__} has none")
-        if not len(samples):
-            raise ValueError(f"`samples` must hold at least one sample, got an empty {type(samples).__name__}")
+def as_samples(samples: Any) -> Samples:
+    """Bring the ``samples`` argument to one form: a number, a list of indices, a dataset, or a loader's key.
+
+    Raises:
+        ValueError: If it can never work.
+        TypeError: If it is of another type.
+    """
+    if isinstance(samples, str):
         return samples
+    if _are_indices(samples):
+        return _checked_indices(as_list(samples))
+    samples = as_list(samples) if is_array(samples) and not samples.ndim else samples
     if isinstance(samples, Integral) and not isinstance(samples, bool):
         if samples < 1:
             raise ValueError(f"`samples` must be at least 1, got {samples}")
         return int(samples)
-    if isinstance(samples, Sequence) and not isinstance(samples, str):
-        if not samples:
-            raise ValueError("`samples` must name at least one index, got none")
-        for index in samples:
-            if not isinstance(index, Integral) or isinstance(index, bool) or index < 0:
-                raise ValueError(f"`samples` must hold indices of the dataset, 0 or above, got {index!r}")
-        return [int(index) for index in samples]
-    raise TypeError(f"`samples` must be a number, indices or a dataset, got {type(samples).__name__}")
+    indexable = hasattr(type(samples), "__getitem__") and hasattr(type(samples), "__len__")
+    if not isinstance(samples, Dataset) and (not indexable or isinstance(samples, (Mapping, bytes, nn.Module))):
+        raise TypeError(
+            "`samples` must be a number, indices, a dataset, or the key of a validation loader, got "
+            f"{type(samples).__name__}"
+        )
+    if not isinstance(samples, Sized):
+        raise ValueError(f"`samples` as a dataset needs a length, {type(samples).__name__} has none")
+    if not len(samples):
+        raise ValueError(f"`samples` must hold at least one sample, got an empty {type(samples).__name__}")
+    return samples if isinstance(samples, Dataset) else Items(samples)
+
+
+def _are_indices(samples: Any) -> bool:
+    """Whether this is a sequence of numbers; a sequence of anything else is a dataset."""
+    if is_array(samples):
+        return samples.ndim == 1
+    if not isinstance(samples, Sequence) or isinstance(samples, (bytes, Dataset)):
+        return False
+    with random_state(holder=samples):  # it may be a lazy one, whose items are read and augmented
+        return not len(samples) or isinstance(samples[0], (Number, str)) or getattr(samples[0], "ndim", 1) == 0
+
+
+def _checked_indices(indices: list[Any]) -> list[int]:
+    if not indices:
+        raise ValueError("`samples` must name at least one index, got none")
+    for index in indices:
+        if not isinstance(index, Integral) or isinstance(index, bool) or int(index) < 0:
+            raise ValueError(f"`samples` must hold indices of the dataset, 0 or above, got {index!r}")
+    return [int(index) for index in indices]
 
 
 def choose(samples: int | Sequence[int], length: int) -> list[int]:
@@ -67,12 +108,13 @@ def choose(samples: int | Sequence[int], length: int) -> list[int]:
     return list(samples)
 
 
-def load(loader: Any, samples: Samples) -> tuple[Any, list[int] | None, int | None]:
+def load(loader: Any, samples: Choice) -> tuple[Any, list[int] | None, int | None]:
     """Load samples as ``loader`` would, without iterating it or disturbing what it hands out later.
 
     They pass through its ``collate_fn`` and, where it has workers, through a throw-away worker of the same kind, so
     that no persistent worker moves on. All random states are restored, those of generators that the dataset owns among
-    them; random augmentations draw from a fixed seed.
+    them; random augmentations draw from a fixed seed. Where the loader joins images of one size only, others are
+    replaced, see :func:`~lightning_gradcam.run.sizes.of_one_size`.
 
     Args:
         loader: The data loader whose dataset and way of loading are used; ``None`` if there is none.
@@ -95,34 +137,65 @@ def load(loader: Any, samples: Samples) -> tuple[Any, list[int] | None, int | No
             "pass a dataset of your own as `samples`"
         )
     collate = getattr(loader, "collate_fn", None) or default_collate
-    options: dict[str, Any] = {"collate_fn": Doubles((collate,)).of(collate)}
-    if loader is not None and getattr(loader, "num_workers", 0):
-        options["num_workers"] = 1
-        options["worker_init_fn"] = loader.worker_init_fn
-        options["multiprocessing_context"] = loader.multiprocessing_context
+    read = partial(_first_batch, loader, dataset, collate_fn=Doubles((collate,)).of(collate))
     unbatched = getattr(loader, "batch_sampler", None) is None and dataset is not samples
-    indices = length = None
     if unbatched or isinstance(dataset, IterableDataset):
         if not isinstance(samples, int):
             raise ValueError(
                 f"`samples` as indices needs a dataset that is read by index and batched by its loader, got "
                 f"{type(dataset).__name__} in a {type(loader).__name__} without these; pass a number"
             )
-        options["batch_size"] = None if unbatched else samples
-    else:
-        length = len(dataset)
-        if isinstance(samples, Dataset):
-            indices = list(range(length))
-        else:
-            pool = _part_of_dataset(loader) if isinstance(samples, int) else None
-            pool = range(length) if pool is None else pool
-            indices = [pool[i] for i in choose(samples, len(pool))]
-        options["batch_sampler"] = [indices]
+        return read(batch_size=None if unbatched else samples), None, None
+    pool: Sequence[int] = range(len(dataset))
+    part = _part_of_dataset(loader) if isinstance(samples, int) else None
+    pool = pool if part is None else part
+    indices = list(pool) if isinstance(samples, Dataset) else [pool[i] for i in choose(samples, len(pool))]
+    try:
+        return read(batch_sampler=[indices]), indices, len(dataset)
+    except Exception:
+        others = pool if isinstance(samples, int) else None
+        indices = of_one_size(indices, others, partial(_read_sizes, loader, dataset))
+        if indices is None:
+            raise
+    return read(batch_sampler=[indices]), indices, len(dataset)
+
+
+def load_together(loaders: Any, samples: int | list[int]) -> tuple[Any, list[int] | None, int | None]:
+    """The same of a dict or list of loaders whose batches come as one: as such a dict or list.
+
+    The indices and the length are those of every loader, and ``None`` where the loaders differ.
+    """
+    if not isinstance(loaders, (Mapping, list, tuple)):
+        return load(loaders, samples)
+    named = dict(loaders if isinstance(loaders, Mapping) else enumerate(loaders))
+    loaded = {name: load_together(loader, samples) for name, loader in named.items()}
+    batches = {name: batch for name, (batch, _, _) in loaded.items()}
+    whole = batches if isinstance(loaders, Mapping) else type(loaders)(batches.values())
+    (_, indices, length), *others = loaded.values()
+    return (whole, indices, length) if all(one[1:] == (indices, length) for one in others) else (whole, None, None)
+
+
+def _first_batch(loader: Any, dataset: Any, **options: Any) -> Any:
     with random_state(SEED, holder=(dataset, options["collate_fn"])):
-        generator = torch.Generator().manual_seed(SEED)
-        for batch in DataLoader(dataset, generator=generator, **options):
-            return batch, indices, length
+        for batch in DataLoader(dataset, **_way_of_loading(loader), **options):
+            return batch
     raise ValueError("the dataset to take `samples` from is empty")
+
+
+def _read_sizes(loader: Any, dataset: Any, indices: Sequence[int]) -> Iterator[Size]:
+    """The sizes of the images at these indices, each read when it is asked for."""
+    options: dict[str, Any] = {"batch_size": None, "sampler": indices, "collate_fn": image_size}
+    with random_state(SEED, holder=dataset):
+        yield from DataLoader(dataset, **_way_of_loading(loader), **options)
+
+
+def _way_of_loading(loader: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {"generator": torch.Generator().manual_seed(SEED)}
+    if loader is not None and getattr(loader, "num_workers", 0):
+        options["num_workers"] = 1
+        options["worker_init_fn"] = loader.worker_init_fn
+        options["multiprocessing_context"] = loader.multiprocessing_context
+    return options
 
 
 def _part_of_dataset(loader: Any) -> list[int] | None:
@@ -176,8 +249,14 @@ class Loaded:
     fingerprint: Fingerprint
 
 
+def _load_from(source: Source, samples: Any) -> tuple[Any, list[int] | None, int | None]:
+    if source.first_batch is not None:
+        return source.first_batch, None, None
+    return load(source.loader, samples) if source.together is None else load_together(source.together, samples)
+
+
 def fixed_batch(
-    trainer: Trainer, pl_module: LightningModule, loader: Any, samples: Samples, batch_fn: Callable[[Any], Batch]
+    trainer: Trainer, pl_module: LightningModule, source: Source, samples: Choice, batch_fn: Callable[[Any], Batch]
 ) -> Loaded:
     """Load the fixed batch and pass it through the module's batch-transfer hooks, on every process the same.
 
@@ -186,7 +265,7 @@ def fixed_batch(
     Args:
         trainer: A trainer whose strategy is set up.
         pl_module: Its module.
-        loader: See :func:`load`.
+        source: The data loader, or its first batch.
         samples: See :func:`load`.
         batch_fn: Reads what the transfer hooks give.
 
@@ -197,10 +276,13 @@ def fixed_batch(
         ValueError: If the samples cannot be loaded or read, or an image is not finite.
         TypeError: If ``batch_fn`` returns no :class:`Batch`.
     """
-    load_it = partial(load, loader, samples)
+    load_it = partial(_load_from, source, samples)
     raw, indices, length = on_first_process(trainer, load_it, "load the fixed batch")
     with torch.inference_mode(False), random_state(SEED):
-        raw = transfer(trainer, pl_module, trainer.precision_plugin.convert_input(raw))
+        if source.first_batch is None:
+            raw = transfer(trainer, pl_module, trainer.precision_plugin.convert_input(raw), source.index or 0)
+        else:  # the hooks have had it
+            raw = apply_to_collection(raw, Tensor, lambda tensor: tensor.to(trainer.strategy.root_device))
         read = _read(raw, batch_fn)
         n = len(read.batch.images)
         if indices is None and isinstance(samples, int) and samples < n:
@@ -217,7 +299,7 @@ def fixed_batch(
             "mend the data or choose others by `samples=[...]`"
         )
     for name, region in batch.regions.items():
-        check_boxes(name, region, (batch.images.shape[2], batch.images.shape[3]))
+        check_boxes(name, region, batch.size)
     return Loaded(replace(read, batch=batch), raw, Fingerprint.of(batch, length))
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_info
+
 from lightning_gradcam.attribution.choice import NoMapError
 from lightning_gradcam.attribution.isolation import torch_defaults
 from lightning_gradcam.attribution.stand_in import NoStandInError
@@ -21,6 +23,7 @@ from lightning_gradcam.run.outlets import Outlets, log_numbers, log_numbers_dire
 from lightning_gradcam.run.pictures import Look, guided_pictures, layer_pictures
 from lightning_gradcam.run.probe import Probe
 from lightning_gradcam.run.settings import Settings
+from lightning_gradcam.run.sources import NoBatchYetError, awaits_batch_of, copy_of_batch
 from lightning_gradcam.run.trainer import (
     LightningModule,
     Trainer,
@@ -47,6 +50,7 @@ class Session:
         setup_verified: Whether a whole observation has succeeded: from then on a failure must not end the run.
         last_epoch: The last epoch whose validation was observed.
         last_step: The optimizer step of the last observation.
+        first_batch: What Lightning handed over first, where that has to serve as the fixed batch.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -59,6 +63,8 @@ class Session:
         self.setup_verified = False
         self.last_epoch: int | None = None
         self.last_step: int | None = None
+        self.first_batch: Any = None
+        self._already_told: set[str] = set()
         self._observer: Observer | None = None
         self._resumed_record: dict[str, Any] | None = None
         self._failures = 0
@@ -67,7 +73,7 @@ class Session:
         self._last: tuple[Look, int] | None = None  # the last one and its step, where guided pictures are asked for
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"probe": None, "outlets": None, "_last": None, "_observer": None}
+        return vars(self) | {"probe": None, "outlets": None, "_last": None, "_observer": None, "first_batch": None}
 
     def observe(
         self,
@@ -99,21 +105,10 @@ class Session:
             probe, seen = self._look(trainer, pl_module, with_gradients)
             measured = self._measure(probe, seen, moment)
         except Exception as error:
-            never = isinstance(error, (NoMapError, NoStandInError)) and not self.setup_verified
-            if is_sharded(trainer) or (never and self.settings.on_error == "raise"):
+            failed = self._is_failure(trainer, error, may_wait)
+            if failed is None:
                 raise
-            if never:
-                self._failures_in_a_row = MAX_FAILURES_IN_A_ROW
-                self.setup_verified = True  # there will be no other
-                warn_of_no_look(error)
-                return
-            if may_wait and not self.setup_verified and in_forward(error):
-                warn_of_no_look(error, yet=True)
-                return
-            if self._is_fatal:
-                raise
-            self._on_failure(trainer, error)
-            if step is not None:
+            if failed and step is not None:
                 log(trainer, pl_module, {f"{self.settings.prefix}/failures": float(self._failures)}, step)
             return
         look = Look(probe, seen, measured, moment, _when(trainer, step, moment))
@@ -148,6 +143,13 @@ class Session:
             log_numbers_directly(trainer, pl_module, numbers, step)
             if self.outlets is not None:
                 self.outlets.deliver(trainer)
+
+    def keep_first_batch(self, trainer: Trainer, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        """Copy the batch that Lightning hands over, where it has to serve as the fixed batch."""
+        missing = self.probe is None and self.first_batch is None and batch_idx == 0
+        given_up = self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW
+        if missing and not given_up and awaits_batch_of(trainer, self.settings.samples, dataloader_idx):
+            self.first_batch = copy_of_batch(batch)
 
     def release(self) -> None:
         """Let go of the trainer and the module."""
@@ -190,32 +192,31 @@ class Session:
         return self._observer
 
     def _prepare(self, observer: Observer) -> Probe:
-        probe = observer.prepare(self.restored.get("reading"))
-        resumed = from_state(self.restored, probe)
+        probe = observer.prepare(self.restored.get("reading"), self.first_batch)
+        self.first_batch, resumed = None, from_state(self.restored, probe)
         self.history, self._failures, self._resumed_record = resumed.history, resumed.failures, resumed.record
         self.history.reference_run = probe.reference_run
         return probe
 
     def _measure(self, probe: Probe, seen: Seen, moment: Moment | None) -> Measurement:
         """Measure what was seen against the run so far and, within the run, remember it."""
-        settings, masks = self.settings, probe.regions
         with torch_defaults():
             measured = self.history.measure(
-                seen.maps, seen.shifted, seen.prediction, masks, probe.rows.groups, seen.target_classes, probe.counted
+                seen.maps,
+                seen.shifted,
+                seen.prediction,
+                probe.regions,
+                probe.rows.groups,
+                seen.target_classes,
+                probe.counted,
             )
-            if settings.localization is not None:
-                target = probe.question.target
-                ranked = target is predicted or isinstance(target, TopTarget)
-                numbers = localization_of_groups(
-                    seen.maps,
-                    masks[settings.localization],
-                    probe.rows.labels,
-                    probe.rows.groups,
-                    seen.target_classes,
-                    seen.k if ranked else None,
-                    probe.counted,
+            floors = [f"{prefix}/drift_floor" in measured.numbers for prefix in seen.maps]
+            if seen.shifted and not all(floors):
+                self._tell_once(
+                    "leaves `drift_floor` out: images that are shifted by one pixel give the same maps, so the model "
+                    "does not react to such a shift, or `forward_fn` reads `inputs` and not the images"
                 )
-                measured.numbers.update(numbers)
+            measured.numbers.update(_localization(self.settings, probe, seen))
             if moment is not None:
                 self.history.add(measured, seen.maps, seen.prediction, moment, seen.target_classes)
         return measured
@@ -237,6 +238,32 @@ class Session:
         if look.seen.gradients is not None:
             self.outlets.send_pictures(trainer, guided_pictures(look, look.seen.gradients), step)
 
+    def _tell_once(self, text: str) -> None:
+        if text not in self._already_told:
+            self._already_told.add(text)
+            rank_zero_info(f"GradCAMCallback {text}.")
+
+    def _is_failure(self, trainer: Trainer, error: Exception, may_wait: bool) -> bool | None:
+        """Tell why there is nothing to be seen: now, which is a failure, or yet or ever; ``None``: it ends the run."""
+        if isinstance(error, NoBatchYetError):
+            self._tell_once(f"takes its first look with the first validation: {error}")
+            return False
+        never = isinstance(error, (NoMapError, NoStandInError)) and not self.setup_verified
+        if is_sharded(trainer) or (never and self.settings.on_error == "raise"):
+            return None
+        if never:
+            self._failures_in_a_row = MAX_FAILURES_IN_A_ROW
+            self.setup_verified = True  # there will be no other
+            warn_of_no_look(error)
+            return False
+        if may_wait and not self.setup_verified and in_forward(error):
+            warn_of_no_look(error, yet=True)
+            return False
+        if self._is_fatal:
+            return None
+        self._on_failure(trainer, error)
+        return True
+
     def _on_failure(self, trainer: Trainer, error: Exception) -> None:
         """Tell of an observation that failed; after three in a row there will be no more."""
         self._failures += 1
@@ -250,6 +277,23 @@ class Session:
                 f"GradCAMCallback: {MAX_FAILURES_IN_A_ROW} observations in a row have failed; it is switched off for "
                 'the rest of this run. `on_error="raise"` shows where they fail.'
             )
+
+
+def _localization(settings: Settings, probe: Probe, seen: Seen) -> dict[str, float]:
+    """How well the maps find the samples' objects, by full key; empty where that is not asked for."""
+    if settings.localization is None:
+        return {}
+    target = probe.question.target
+    ranked = target is predicted or isinstance(target, TopTarget)
+    return localization_of_groups(
+        seen.maps,
+        probe.regions[settings.localization],
+        probe.rows.labels,
+        probe.rows.groups,
+        seen.target_classes,
+        seen.k if ranked else None,
+        probe.counted,
+    )
 
 
 def _guided_due(session: Session, trainer: Trainer, moment: Moment | None) -> bool:

@@ -12,6 +12,7 @@ from lightning_gradcam.attribution.batch import Batch, check_name
 from lightning_gradcam.attribution.layers import Layer
 from lightning_gradcam.attribution.layout import Layout
 from lightning_gradcam.attribution.methods import METHODS, SIGNED_METHODS, Method
+from lightning_gradcam.attribution.sequences import as_list
 from lightning_gradcam.attribution.targets import Target
 from lightning_gradcam.picture.display import Display
 from lightning_gradcam.run.samples import Samples
@@ -126,6 +127,7 @@ class Settings:
 
 def in_words(choice: Any) -> str:
     """A target or method in words that are the same in another process."""
-    if isinstance(choice, (str, Integral, list, tuple)) or is_dataclass(choice):
-        return str(list(choice) if isinstance(choice, tuple) else choice)
+    choice = as_list(choice)
+    if isinstance(choice, (str, Integral, list)) or is_dataclass(choice):
+        return str(choice)
     return getattr(choice, "__name__", type(choice).__name__)

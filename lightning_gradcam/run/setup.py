@@ -25,7 +25,8 @@ from lightning_gradcam.attribution.regions import region_masks
 from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import label, predicted
 from lightning_gradcam.attribution.tasks import RegressionTarget
-from lightning_gradcam.picture.display import find_class_names, find_normalization, photos
+from lightning_gradcam.picture.datasets import find_class_names, find_normalization
+from lightning_gradcam.picture.display import photos
 from lightning_gradcam.picture.text import load_font, missing_letters
 from lightning_gradcam.record.compare import sample_mismatch
 from lightning_gradcam.record.record import Record
@@ -34,7 +35,8 @@ from lightning_gradcam.run.probe import Probe, describe_samples, layer_prefixes
 from lightning_gradcam.run.reference import ReferenceRun
 from lightning_gradcam.run.samples import Loaded, fixed_batch, some_labels
 from lightning_gradcam.run.settings import Settings, in_words
-from lightning_gradcam.run.trainer import LightningModule, Trainer, candidate_loaders
+from lightning_gradcam.run.sources import choose_source
+from lightning_gradcam.run.trainer import LightningModule, Trainer
 
 _T = TypeVar("_T")
 Run = Callable[[Callable[[Any, Batch], Any], nn.Module, Batch], Any]
@@ -66,6 +68,7 @@ def prepare(
     stand_in: StandIn,
     run: Run,
     restored: Mapping[str, Any] | None = None,
+    first_batch: Any = None,
 ) -> Probe:
     """Load the fixed batch, and find out how it is read, how the model is run, what is asked and where to look.
 
@@ -76,6 +79,7 @@ def prepare(
         stand_in: Of the module.
         run: Runs a forward function on a stand-in and a batch.
         restored: How the run that is resumed has read the model's output.
+        first_batch: What Lightning has handed over, where it has to serve as the fixed batch.
 
     Raises:
         AskError: If something cannot be known; the message names all that is missing, and ends with what to paste.
@@ -85,13 +89,23 @@ def prepare(
     record, folder = None, settings.drift.reference_run
     if folder is not None:
         record = on_first_process(trainer, lambda: Record.open(folder).last(), "read the reference run")
-    candidates = candidate_loaders(trainer)
-    loader = candidates[0] if candidates else None
-    if len(candidates) > 1 and not isinstance(settings.samples, Dataset):
-        rank_zero_info(f"GradCAMCallback takes its samples from the first of {len(candidates)} data loaders.")
-    dataset = settings.samples if isinstance(settings.samples, Dataset) else getattr(loader, "dataset", None)
-    class_names = _class_names(settings, dataset)
-    loaded, found = _find_out(trainer, pl_module, settings, stand_in, run, loader, dataset, class_names, restored or {})
+    source, samples = choose_source(trainer, settings.samples, first_batch)
+    told_by = getattr(source.loader, "dataset", None), getattr(trainer, "datamodule", None)
+    if isinstance(settings.samples, Dataset):
+        told_by = settings.samples, None
+    class_names = _class_names(settings, *told_by)
+
+    def load() -> Loaded:
+        loaded = fixed_batch(trainer, pl_module, source, samples, settings.batch_fn)
+        _check_localization(settings, loaded.read.batch)
+        return _with_multilabel(loaded, told_by[0], pl_module)
+
+    def look(model: nn.Module, loaded: Loaded) -> _Found:
+        batch = loaded.read.batch.apply(lambda tensor: tensor.to(pl_module.device))
+        read = replace(loaded.read, batch=batch)
+        return _look(model, read, loaded.raw, settings, stand_in, run, class_names, restored or {})
+
+    loaded, found = _find_out(settings, pl_module, load, lambda loaded: stand_in.look(partial(look, loaded=loaded)))
     asked, settings = found.asked, _settled(settings, found)
     for note in found.notes:
         rank_zero_info(f"GradCAMCallback {note}.")
@@ -102,10 +116,9 @@ def prepare(
     reference_run = None
     if record is not None:
         reference_run = _reference_run(record, settings, list(layers), describe_samples(batch, fingerprint))
-    height, width = batch.images.shape[-2:]
     with torch_defaults():
-        regions = {name: region_masks(region, (height, width)) for name, region in batch.regions.items()}
-    grey, of_values = _photos(settings, dataset, batch), isinstance(asked.question.target, RegressionTarget)
+        regions = {name: region_masks(region, batch.size) for name, region in batch.regions.items()}
+    grey, of_values = _photos(settings, batch, *told_by), isinstance(asked.question.target, RegressionTarget)
     return Probe(
         settings=settings,
         batch=batch,
@@ -123,15 +136,10 @@ def prepare(
 
 
 def _find_out(
-    trainer: Trainer,
-    pl_module: LightningModule,
     settings: Settings,
-    stand_in: StandIn,
-    run: Run,
-    loader: Any,
-    dataset: Any,
-    class_names: Sequence[str] | None,
-    restored: Mapping[str, Any],
+    pl_module: LightningModule,
+    load: Callable[[], Loaded],
+    look: Callable[[Loaded], _Found],
 ) -> tuple[Loaded, _Found]:
     """Try all, and raise all that is missing at once."""
     problems: list[Exception] = []
@@ -145,24 +153,10 @@ def _find_out(
 
     for layer in settings.target_layer:
         attempt(partial(find_layer, pl_module, layer))
-    named = not problems
     has_forward = attempt(partial(_check_forward, settings, pl_module))
-    loaded = attempt(partial(_load, trainer, pl_module, settings, loader, dataset))
-    if loaded is None or not has_forward:
-        raise _all_of(problems, settings)
-
-    def look(model: nn.Module) -> _Found:
-        batch = loaded.read.batch.apply(lambda tensor: tensor.to(pl_module.device))
-        return _look(
-            model, replace(loaded.read, batch=batch), loaded.raw, settings, stand_in, run, class_names, restored
-        )
-
-    if named:
-        found = attempt(partial(stand_in.look, look))
-    else:
-        attempt(partial(stand_in.look, lambda model: look(model).asked))
-        found = None
-    if found is None:
+    loaded = attempt(load)
+    found = attempt(partial(look, loaded)) if loaded and has_forward else None
+    if problems or loaded is None or found is None:
         raise _all_of(problems, settings)
     return loaded, found
 
@@ -194,16 +188,17 @@ def _look(
     return _Found(forward_fn, asked, dict(located.layouts), tuple(notes))
 
 
-def _load(trainer: Trainer, pl_module: LightningModule, settings: Settings, loader: Any, dataset: Any) -> Loaded:
-    """The fixed batch, which knows whether its labels may name several classes."""
-    loaded = fixed_batch(trainer, pl_module, loader, settings.samples, settings.batch_fn)
-    batch = loaded.read.batch
+def _check_localization(settings: Settings, batch: Batch) -> None:
     if settings.localization is not None and settings.localization not in batch.regions:
         raise ValueError(
             f"`localization` names the region {settings.localization!r}, the batch has {sorted(batch.regions)}; return "
             "it from `batch_fn`"
         )
-    labels = batch.labels
+
+
+def _with_multilabel(loaded: Loaded, dataset: Any, pl_module: LightningModule) -> Loaded:
+    """The fixed batch, which knows whether a row of its labels may name several classes."""
+    batch, labels = loaded.read.batch, loaded.read.batch.labels
     if batch.multilabel is not None or labels is None or labels.ndim == 1 or not name_one_class(labels):
         return loaded
     # Rows with one positive each are one-hot labels, or happen to be so in these samples.
@@ -259,8 +254,8 @@ def _all_of(problems: Sequence[Exception], settings: Settings) -> Exception:
     return error
 
 
-def _class_names(settings: Settings, dataset: Any) -> Sequence[str] | None:
-    class_names = settings.display.class_names or find_class_names(dataset)
+def _class_names(settings: Settings, dataset: Any, datamodule: Any) -> Sequence[str] | None:
+    class_names = settings.display.class_names or find_class_names(dataset, datamodule)
     missing = missing_letters(class_names or (), load_font(settings.display.font, 13))
     if missing:
         rank_zero_warn(
@@ -269,14 +264,15 @@ def _class_names(settings: Settings, dataset: Any) -> Sequence[str] | None:
     return class_names
 
 
-def _photos(settings: Settings, dataset: Any, batch: Batch) -> Tensor:
+def _photos(settings: Settings, batch: Batch, dataset: Any, datamodule: Any) -> Tensor:
     mean, std = settings.display.mean, settings.display.std
     if mean is None:
-        mean, std = find_normalization(dataset, batch.images.shape[1])
+        mean, std = find_normalization(dataset, batch.pictures.shape[1], datamodule)
     with torch_defaults():
-        grey, note = photos(batch.images, mean, std)
+        grey, note = photos(batch.pictures, mean, std)
     if note:
-        rank_zero_info(f"GradCAMCallback: {note}.")
+        tell = rank_zero_info if mean is None else rank_zero_warn
+        tell(f"GradCAMCallback: {note}.")
     return grey
 
 

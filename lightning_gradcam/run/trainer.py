@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ def stand_in_for(trainer: Trainer, pl_module: LightningModule, *others: Any) -> 
     return StandIn(pl_module, *others, known=[(trainer, silent)], before_look=follow, kept=True)
 
 
-def transfer(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
+def transfer(trainer: Trainer, pl_module: LightningModule, batch: Any, dataloader_idx: int = 0) -> Any:
     """Bring a batch to the device by the hooks of the datamodule or the module, whichever Lightning would use.
 
     Doubles of both are asked, which see a validation, since many augment where the trainer or the module is training.
@@ -76,23 +77,52 @@ def transfer(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
         return getattr(stand_in.of(owner), name)(*args)
 
     def run(module: Any) -> Any:
-        found = call("on_before_batch_transfer", batch, 0)
-        found = call("transfer_batch_to_device", found, trainer.strategy.root_device, 0)
-        return call("on_after_batch_transfer", found, 0)
+        found = call("on_before_batch_transfer", batch, dataloader_idx)
+        found = call("transfer_batch_to_device", found, trainer.strategy.root_device, dataloader_idx)
+        return call("on_after_batch_transfer", found, dataloader_idx)
 
     return stand_in.look(run)
 
 
-def candidate_loaders(trainer: Trainer) -> list[Any]:
-    """The data loaders to take samples from: validation's, without validation training's; in a test the test's."""
+@dataclass(frozen=True)
+class Source:
+    """Where samples come from.
+
+    Attributes:
+        loader: The data loader; ``None`` if there is none.
+        index: Its number among the loaders of an evaluation, as Lightning's hooks get it; ``None``: it is training's.
+        key: Its name, where they have some.
+        together: The dict or list of loaders whose batches come as one, where it is one of these.
+        first_batch: What Lightning handed over first, past the transfer hooks, where it has been kept.
+    """
+
+    loader: Any
+    index: int | None = None
+    key: str | None = None
+    together: Any = None
+    first_batch: Any = None
+
+
+def candidate_sources(trainer: Trainer) -> list[Source]:
+    """Where samples can be taken from: validation's loaders, without validation training's; in a test the test's."""
+    fit = trainer.state.fn not in ("test", "validate")
     if trainer.state.fn == "test":
-        return _leaves(trainer.test_dataloaders)
-    if trainer.state.fn == "validate":
-        return _leaves(trainer.val_dataloaders)
-    found = trainer.val_dataloaders
-    if found is None and trainer.enable_validation:
+        loop, public = trainer.test_loop, trainer.test_dataloaders
+    else:  # of a `fit` and a `validate` before it, whichever is no longer meant has loaders too
+        loop = trainer.fit_loop.epoch_loop.val_loop if fit else trainer.validate_loop
+        public = trainer.val_dataloaders
+    found = getattr(loop, "_combined_loader", public)
+    if fit and found is None and trainer.enable_validation:
         found = _requested_val_dataloaders(trainer)
-    return _leaves(found if trainer.enable_validation else None) or _leaves(trainer.train_dataloader)
+    loaders = getattr(found, "iterables", found) if trainer.enable_validation or not fit else None
+    in_turn = getattr(found, "_mode", "sequential") == "sequential"
+    leaves = named_loaders(loaders)
+    together = None if in_turn or len(leaves) < 2 or any(_is_empty(loader) for _, loader in leaves) else loaders
+    sources = [Source(loader, i if in_turn else 0, key, together) for i, (key, loader) in enumerate(leaves)]
+    filled = [source for source in sources if not _is_empty(source.loader)]
+    if filled or not fit:
+        return filled
+    return [Source(loader) for _, loader in named_loaders(trainer.train_dataloader) if not _is_empty(loader)]
 
 
 def _requested_val_dataloaders(trainer: Trainer) -> Any:
@@ -109,15 +139,19 @@ def _requested_val_dataloaders(trainer: Trainer) -> Any:
         return getattr(Doubles((owner,)).of(owner), name)() if hasattr(owner, name) else owner
 
 
-def _leaves(loaders: Any) -> list[Any]:
+def named_loaders(loaders: Any, key: Any = None) -> list[tuple[Any, Any]]:
+    """Every data loader in a dict, list or combination of such, with the name that it has there."""
     loaders = getattr(loaders, "iterables", loaders)  # a CombinedLoader
-    if isinstance(loaders, dict):
-        loaders = list(loaders.values())
+    if isinstance(loaders, Mapping):
+        return [leaf for name, loader in loaders.items() for leaf in named_loaders(loader, name)]
     if isinstance(loaders, (list, tuple)):
-        return [leaf for loader in loaders for leaf in _leaves(loader)]
-    dataset = getattr(loaders, "dataset", None)
-    empty = loaders is None or (isinstance(dataset, Sized) and not len(dataset))
-    return [] if empty else [loaders]
+        return [leaf for loader in loaders for leaf in named_loaders(loader, key)]
+    return [(key, loaders)]
+
+
+def _is_empty(loader: Any) -> bool:
+    dataset = getattr(loader, "dataset", None)
+    return loader is None or (isinstance(dataset, Sized) and not len(dataset))
 
 
 def stops_here(trainer: Trainer) -> bool:

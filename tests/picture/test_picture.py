@@ -8,11 +8,10 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
-from torchvision.transforms import v2
 
 from lightning_gradcam import Batch, Display
 from lightning_gradcam.attribution.question import predict
-from lightning_gradcam.picture.display import find_class_names, find_normalization, photos
+from lightning_gradcam.picture.display import photos
 from lightning_gradcam.picture.encode import jpeg
 from lightning_gradcam.picture.grid import Caption, captions, grid
 from lightning_gradcam.picture.overlay import AGAINST, COLORMAPS, colors, gradient_pictures, overlay
@@ -155,37 +154,19 @@ def test_any_number_of_channels(channels):
     torch.testing.assert_close(shown, torch.full((1, 2, 2), 0.5))
 
 
-class Data:
-    def __init__(self, transform=None, dataset=None, classes=None):
-        for name, value in (("transform", transform), ("dataset", dataset), ("classes", classes)):
-            if value is not None:
-                setattr(self, name, value)
+def test_a_scale_that_does_not_fit_is_told_with_the_values_that_come_of_it():
+    images = torch.tensor([-2.0, 0.5, 1.0, 2.0]).reshape(1, 1, 2, 2)
+    _, note = photos(images, [100.0], [50.0])
+    assert note
+    assert "`mean` [100.0] and `std` [50.0] bring the images to values from 0 to 200, most of them outside 0" in note
+    shown, note = photos(images, [0.4], [0.25])  # from -0.1 to 0.9: one of four lies outside
+    assert note is None
+    torch.testing.assert_close(shown.reshape(-1), torch.tensor([0, 0.525, 0.65, 0.9]))
 
 
-@pytest.mark.parametrize("library", [transforms, v2])
-def test_finds_the_normalization(library):
-    normalize = library.Normalize((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    nested = library.Compose([library.Resize(8), library.Compose([normalize])])
-    for dataset in (Data(normalize), Data(nested), Data(dataset=Data(nested)), Data(torch.nn.Sequential(normalize))):
-        assert [list(values) for values in find_normalization(dataset, 3)] == [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]
-    assert find_normalization(Data(nested), 4) == (None, None)
-    assert find_normalization(Data(library.Resize(8)), 3) == (None, None)
-    assert find_normalization(None, 3) == (None, None)
-
-
-def test_datasets_and_transforms_that_hold_themselves():
-    data = Data(transform=[])
-    data.dataset = data
-    data.transform.append(data.transform)
-    assert find_normalization(data, 3) == (None, None)
-    assert find_class_names(data) is None
-
-
-def test_finds_the_class_names():
-    assert find_class_names(Data(classes=["a", 1])) == ["a", "1"]
-    assert find_class_names(Data(dataset=Data(classes=("a",)))) == ["a"]
-    assert find_class_names(Data(classes="abc")) is None
-    assert find_class_names(None) is None
+def test_a_black_background_is_not_outside_by_what_rounding_leaves():
+    images = (torch.zeros(1, 1, 4, 4) - 0.1307) / 0.3081
+    assert photos(images, 0.1307 - 1e-4, 0.3081)[1] is None
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,33 @@ def test_two_callbacks_in_one_trainer():
     assert len(logger.steps("gradcam/strength")) == len(logger.steps("early/strength")) == 3
 
 
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_two_callbacks_of_one_prefix_are_refused_in_words(verb):
+    one, two = GradCAMCallback(samples=2), GradCAMCallback(samples=2, target="predicted")
+    with pytest.raises(ValueError, match=r"two `GradCAMCallback`s .* have the `prefix` 'gradcam'.*another `prefix`"):
+        getattr(trainer(one, two), verb)(TinyModule(), loader())
+
+
+def test_the_state_of_two_callbacks_is_kept_apart_and_the_key_is_the_prefix_alone():
+    """By which checkpoints of earlier versions are found, and a changed layer is noticed."""
+    checkpoint = ModelCheckpoint("checkpoints", save_last=True)
+
+    def run(epochs, ckpt_path=None):
+        both = GradCAMCallback("net.4", samples=2), GradCAMCallback("net.0", samples=3, prefix="early")
+        run = trainer(*both, checkpoint, max_epochs=epochs, enable_checkpointing=True)
+        run.fit(TinyModule(), loader(), loader(), ckpt_path=ckpt_path)
+        return [[frame.epoch for frame in one._session.history.tracks[one.prefix].frames] for one in both]
+
+    run(1)
+    states = torch.load("checkpoints/last.ckpt", weights_only=True)["callbacks"]
+    layers = {key: state["layers"] for key, state in states.items() if "Grad" in key}
+    assert layers == {
+        "GradCAMCallback{'prefix': 'gradcam'}": ["net.4"],
+        "GradCAMCallback{'prefix': 'early'}": ["net.0"],
+    }
+    assert run(2, "checkpoints/last.ckpt") == [[-1, 0, 1], [-1, 0, 1]]
+
+
 def test_checkpoints_can_monitor_a_key():
     checkpoint = ModelCheckpoint("checkpoints", monitor="gradcam/strength", mode="max")
     callback = GradCAMCallback(samples=2)

@@ -23,6 +23,7 @@ from torch.utils.data import (
 from lightning_gradcam import Batch, GradCAMCallback, balanced
 from lightning_gradcam.attribution.reading import default_batch
 from lightning_gradcam.run.samples import Fingerprint, as_samples, choose, load
+from lightning_gradcam.run.trainer import Source
 
 IMAGES = torch.rand(2, 3, 4, 4)
 LABELS = torch.tensor([0, 1])
@@ -59,8 +60,8 @@ def test_indices_out_of_range():
         ([], ValueError, "`samples` must name at least one index, got none"),
         ([0, -1], ValueError, "`samples` must hold indices of the dataset, 0 or above, got -1"),
         ([0.5], ValueError, "`samples` must hold indices of the dataset, 0 or above, got 0.5"),
-        ("all", TypeError, "`samples` must be a number, indices or a dataset, got str"),
-        (True, TypeError, "`samples` must be a number, indices or a dataset, got bool"),
+        ({"a": 1}, TypeError, "`samples` must be a number, indices, a dataset, or the key of a .* loader, got dict"),
+        (True, TypeError, "`samples` must be a number, indices, a dataset, or the key of a .* loader, got bool"),
         (Images(0), ValueError, "`samples` must hold at least one sample, got an empty Images"),
     ],
 )
@@ -386,7 +387,7 @@ def test_failure_of_the_first_process_reaches_the_others():
     message = ("OSError: disk gone", None)
     other = SimpleNamespace(is_global_zero=False, strategy=SimpleNamespace(broadcast=lambda value: message))
     with pytest.raises(RuntimeError, match="the first process could not load the fixed batch: OSError: disk gone"):
-        fixed_batch(other, TinyModule(), loader(), 4, default_batch)
+        fixed_batch(other, TinyModule(), Source(loader()), 4, default_batch)
 
 
 @pytest.mark.parametrize(
