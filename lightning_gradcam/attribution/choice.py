@@ -22,7 +22,7 @@ from lightning_gradcam.attribution.layout import Grid, Layout, NoMapError, Token
 from lightning_gradcam.attribution.targets import Target, score
 
 _ADAPTIVE_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_FEW = 4  # cells a side; fewer tell little about places
+FEW_CELLS = 4  # cells a side; fewer tell little about places
 # Nodes of the autograd graph that hand on the same values in another order or shape.
 _REORDERINGS = ("PermuteBackward0", "TransposeBackward0", "ViewBackward0", "UnsafeViewBackward0", "CloneBackward0")
 
@@ -177,7 +177,7 @@ def _size(call: _ModuleCall) -> str:
 
 def _note_few_cells(best: _ModuleCall, through: Sequence[_ModuleCall], root: Tensor) -> tuple[str, ...]:
     """A sentence where a layer has few cells, with the layer before it that has more."""
-    if min(best.grid) >= _FEW:
+    if min(best.grid) >= FEW_CELLS:
         return ()
     before = through[: through.index(best)] if best in through else through
     finer = (call for call in reversed(before) if min(call.grid) > min(best.grid) and _is_alive(call, root))

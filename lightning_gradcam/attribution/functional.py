@@ -107,30 +107,32 @@ def attribute(
     known = {name: layout for name, layout in layouts.items() if layout}
     if len(known) < len(layouts):
         known = layouts_of(model, layers, calls, batch, forward)
-    scores, said = seen.scores.reshape(n, -1), seen.output
+    k, said = seen.scores[0].numel(), seen.output
     grids, maps, alpha = {}, {}, {}
     for name, layout in known.items():
         activations = to_map(name, seen.activations[name], layout, n).float()
         if method is cam:
             check_cam(name, model, layers[name], [module for module, _ in calls], activations, said.logits)
-        of_each_score = seen.gradients[name].reshape(scores.shape[1], *seen.activations[name].shape)
-        gradients = [layout(one).float() for one in of_each_score]
-        signed = [method(activations, one) for one in gradients]
-        if signed[0].shape != (n, *activations.shape[2:]):
-            expected, got = (n, *activations.shape[2:]), tuple(signed[0].shape)
-            raise ValueError(f"`method` must give one map a sample, shape {expected}, got {got}")
+        gradients = [layout(one).float() for one in seen.gradients[name].reshape(k, *seen.activations[name].shape)]
         grids[name] = (activations.shape[2], activations.shape[3])
-        maps[name] = summed_down(torch.stack(signed, 1).flatten(0, 1), finest)
+        maps[name] = summed_down(_signed_maps(activations, gradients, method), finest)
         alpha[name] = torch.stack([one.mean((2, 3)) for one in gradients], 1).flatten(0, 1)
     classes, words = question.classes(said, batch, seen.scores.shape), question.words(said, batch)
     classes = None if classes is None else classes.flatten()
     found = maps, alpha, seen.scores.float(), classes, question.predict(said, batch)
     maps, alpha, given, classes, (logits, labels) = _to_host(found)
-    k, prediction = scores.shape[1], None
-    if logits is not None:
-        prediction = Prediction.of(logits, labels, question.has_sigmoid).repeated(k)
+    prediction = None if logits is None else Prediction.of(logits, labels, question.has_sigmoid).repeated(k)
     words = None if words is None else words.repeated(k)
     return Attribution(known, grids, maps, alpha, given, classes, prediction, words)
+
+
+def _signed_maps(activations: Tensor, gradients: Sequence[Tensor], method: Method) -> Tensor:
+    """The map of each of ``k`` scores of each sample, ``(n k, h, w)``."""
+    signed = [method(activations, one) for one in gradients]
+    expected, got = (len(activations), *activations.shape[2:]), tuple(signed[0].shape)
+    if got != expected:
+        raise ValueError(f"`method` must give one map a sample, shape {expected}, got {got}")
+    return torch.stack(signed, 1).flatten(0, 1)
 
 
 def summed_down(maps: Tensor, finest: int | None) -> Tensor:

@@ -304,8 +304,8 @@ def predict(output: Any, batch: Batch) -> Prediction | None:
 
 def to_state(question: Question) -> dict[str, Any]:
     """What the run that is resumed reads alike: plain values for a checkpoint."""
-    index = getattr(question.target, "index", None)
-    return {"path": question.path, "activation": question.activation, "index": index}
+    path = None if question.path is None else list(question.path)
+    return {"path": path, "activation": question.activation, "index": getattr(question.target, "index", None)}
 
 
 def first_look(forward: Callable[[Batch], Any], batch: Batch) -> tuple[Any, Batch]:

@@ -55,7 +55,7 @@ def to_state(probe: Probe, history: History, failures: int, record: dict[str, An
 def from_state(state: Mapping[str, Any], probe: Probe) -> Resumed:
     """Go on with the history of the run that is resumed, where its samples, layers and question are the same."""
     settings, layers = probe.settings, list(probe.layers.values())
-    history, question = empty_history(settings), settings.history_question
+    history, question, reading = empty_history(settings), settings.history_question, reading_state(probe.question)
     if not state:
         return Resumed(history)
     try:
@@ -75,6 +75,8 @@ def from_state(state: Mapping[str, Any], probe: Probe) -> Resumed:
         difference = f" looks at {layers}, the resumed run looked at {state['layers']}"
     elif state["question"] != question:
         difference = f" asks for {question!r}, the resumed run asked for {state['question']!r}"
+    elif state.get("reading", reading) != reading:
+        difference = f" reads the model's output as {reading}, the resumed run as {state['reading']}"
     elif before.pixels != probe.fingerprint.pixels:
         rank_zero_warn("GradCAMCallback: the pixels of the fixed batch are not those of the resumed run.")
         return Resumed(history, failures)

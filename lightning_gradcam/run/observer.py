@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_gradcam.attribution.batch import Batch, joined, shift
+from lightning_gradcam.attribution.choice import FEW_CELLS
 from lightning_gradcam.attribution.functional import Attribution, attribute, rows_of
 from lightning_gradcam.attribution.guided import guided_gradients
 from lightning_gradcam.attribution.layout import Layout
@@ -96,7 +97,7 @@ class Observer:
         if self._joins_shifted is None and shifted is not None and other is not None:
             seen, other = self._try_joined(probe, batch, shifted, seen, other)
         if not self.layouts:
-            _tell_of_fine_grids(seen)
+            _tell_of_grids(seen, named=bool(self._settings.target_layer))
         self.layouts = seen.layouts
         return Seen(
             {prefix: seen.maps[name] for prefix, name in probe.layers.items()},
@@ -166,9 +167,14 @@ class Observer:
             garbage_collection_cuda()
 
 
-def _tell_of_fine_grids(seen: Attribution) -> None:
-    """Say of which layers the maps have fewer cells than the layer."""
+def _tell_of_grids(seen: Attribution, named: bool) -> None:
+    """Say of which layers the maps have fewer cells than the layer, and which of those that were named have few."""
     for name, grid in seen.grids.items():
+        if named and min(grid) < FEW_CELLS:
+            rank_zero_warn(
+                f"GradCAMCallback: the {grid[0]} x {grid[1]} cells of `{name}` tell little about places; a layer "
+                "before it has more."
+            )
         if max(grid) > _FINEST:
             rank_zero_info(
                 f"GradCAMCallback: `{name}` has {grid[0]} x {grid[1]} cells; its maps are summed down to at most "

@@ -53,12 +53,14 @@ class _Found:
         asked: The question, and the batch as it reads it.
         layouts: See :func:`~lightning_gradcam.attribution.choice.locate_layers`.
         notes: What was taken for what.
+        warnings: What may well be meant otherwise.
     """
 
     forward_fn: Callable[[Any, Batch], Any]
     asked: Asked
     layouts: dict[str, Layout | None]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def prepare(
@@ -86,14 +88,11 @@ def prepare(
         ValueError: If these settings do not suit this model and these data; the message says what to do.
         FileNotFoundError: If there is no reference run.
     """
-    record, folder = None, settings.drift.reference_run
-    if folder is not None:
-        record = on_first_process(trainer, lambda: Record.open(folder).last(), "read the reference run")
     source, samples = choose_source(trainer, settings.samples, first_batch)
     told_by = getattr(source.loader, "dataset", None), getattr(trainer, "datamodule", None)
     if isinstance(settings.samples, Dataset):
         told_by = settings.samples, None
-    class_names = _class_names(settings, *told_by)
+    class_names, record = _class_names(settings, *told_by), _reference_record(trainer, settings)
 
     def load() -> Loaded:
         loaded = fixed_batch(trainer, pl_module, source, samples, settings.batch_fn)
@@ -109,13 +108,11 @@ def prepare(
     asked, settings = found.asked, _settled(settings, found)
     for note in found.notes:
         rank_zero_info(f"GradCAMCallback {note}.")
-    if asked.warning:
-        rank_zero_warn(f"GradCAMCallback: {asked.warning}.")
+    for warning in found.warnings:
+        rank_zero_warn(f"GradCAMCallback: {warning}.")
     batch, fingerprint = asked.batch.apply(lambda tensor: tensor.detach().cpu()), loaded.fingerprint
     layers = layer_prefixes(settings.prefix, list(found.layouts))
-    reference_run = None
-    if record is not None:
-        reference_run = _reference_run(record, settings, list(layers), describe_samples(batch, fingerprint))
+    reference_run = _reference_run(record, settings, list(layers), describe_samples(batch, fingerprint))
     with torch_defaults():
         regions = {name: region_masks(region, batch.size) for name, region in batch.regions.items()}
     grey, of_values = _photos(settings, batch, *told_by), isinstance(asked.question.target, RegressionTarget)
@@ -131,7 +128,7 @@ def prepare(
         class_names=None if of_values else class_names,
         reference_run=reference_run,
         question=asked.question,
-        notes=(*found.notes, asked.warning) if asked.warning else found.notes,
+        notes=(*found.notes, *found.warnings),
     )
 
 
@@ -181,11 +178,12 @@ def _look(
     asked = decide(stand_in.of(settings.target), output, few, batch, read.main_classes, class_names, restored)
     question, layers = asked.question, list(map(stand_in.of, settings.target_layer))
     located = locate_layers(model, layers, settings.grid, asked.batch, question.to_answer(forward), question)
-    notes += [*asked.notes, *(f"finds that {note}" for note in located.notes)]
+    notes += asked.notes
     if located.reason:
         where = f"looks at `{next(iter(located.layouts))}`: {located.reason}"
         notes.append(f"{where}. Give `target_layer` to look at another layer")
-    return _Found(forward_fn, asked, dict(located.layouts), tuple(notes))
+    warnings = ([asked.warning] if asked.warning else []) + [*located.notes]
+    return _Found(forward_fn, asked, dict(located.layouts), tuple(notes), tuple(warnings))
 
 
 def _check_localization(settings: Settings, batch: Batch) -> None:
@@ -237,7 +235,8 @@ def _settled(settings: Settings, found: _Found) -> Settings:
 
 def _all_of(problems: Sequence[Exception], settings: Settings) -> Exception:
     """One error for all that is missing, with what to paste."""
-    telling = [one for one in problems if not isinstance(one, NoMapError)] or problems
+    different = {str(one): one for one in problems}.values()
+    telling = [one for one in different if not isinstance(one, NoMapError)] or [*different]
     paste = {name: value for one in telling if isinstance(one, AskError) for name, value in one.arguments.items()}
     if not paste and len(telling) == 1:
         return telling[0]
@@ -276,8 +275,19 @@ def _photos(settings: Settings, batch: Batch, dataset: Any, datamodule: Any) -> 
     return grey
 
 
-def _reference_run(record: Record, settings: Settings, prefixes: list[str], samples: dict[str, Any]) -> ReferenceRun:
+def _reference_record(trainer: Trainer, settings: Settings) -> Record | None:
+    folder = settings.drift.reference_run
+    if folder is None:
+        return None
+    return on_first_process(trainer, lambda: Record.open(folder).last(), "read the reference run")
+
+
+def _reference_run(
+    record: Record | None, settings: Settings, prefixes: list[str], samples: dict[str, Any]
+) -> ReferenceRun | None:
     """What the reference run saw last, refused where it is of other samples or has no such layers."""
+    if record is None:
+        return None
     mismatch = sample_mismatch(samples, record.about)
     if mismatch:
         raise ValueError(
