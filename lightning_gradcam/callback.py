@@ -37,9 +37,11 @@ class GradCAMCallback(Callback):
     the last state of a run. Training is left as it is: weights, buffers, optimizer and random states end
     bit-identical.
 
-    The first look is taken in the sanity check or, without one, at the start of training. A mistake in the set-up is
-    an error there; where no validation has run yet, a forward that fails is a warning, and the look is taken again
-    after the first one. Later a failed observation is a warning, and the run goes on.
+    The first look is taken in the sanity check or, without one, at the start of training. How batch, forward, output
+    and labels are read is decided there, said in the log and in the dashboard's card, and kept for the run. A mistake
+    in the set-up, or what cannot be told, is one error there; a model of which there is no map, a warning; where no
+    validation has run yet, a forward that fails is a warning, and the look is taken again after the first one. Later a
+    failed observation is a warning, and the run goes on.
 
     Logged, behind the prefix and a slash (with several layers the prefix itself grows: ``gradcam_layer3/grid``):
 
@@ -81,7 +83,8 @@ class GradCAMCallback(Callback):
 
     Where the batch has groups, all keys over samples are logged for each group too: ``gradcam/drift/<group>``.
     Drift below ``drift_floor`` is noise, and drift near ``drift_chance`` is a gaze that has gone elsewhere. Samples
-    with an empty map, or without a region, are left out of a key; with ``target="predicted"`` also those whose
+    with an empty map, or without a region, are left out of a key; those without a label out of all, where labels are
+    asked for; with ``target="predicted"`` also those whose
     prediction changed, which ``prediction_flips`` counts.
 
     Pictures go to every ``TensorBoardLogger`` and ``WandbLogger`` of the trainer; where there is none, to JPEG files
@@ -93,23 +96,28 @@ class GradCAMCallback(Callback):
         target_layer: A dotted name from the LightningModule or from its inner model (``"layer4"``,
             ``"model.layer4[-1]"``), a module, or several of either, which are read in one pass. ``None``: the last
             layer on a grid that all paths from the image to the score cross; where a class token reads the patches,
-            the norm through which it does so for the last time. The log names it. Maps may be ``(n, c, h, w)``,
-            ``(n, h, w, c)`` or tokens ``(n, prefix + h * w, c)``.
+            the norm through which it does so for the last time. The log names it. Of a module that is called more than
+            once ``"relu#2"`` is the second call. Maps may be ``(n, c, h, w)``, ``(n, h, w, c)``, ``(n, c, h * w)`` or
+            tokens ``(n, prefix + h * w, c)``; those of more than 32 cells a side are summed down to 32.
         samples: How many samples, evenly spaced over the validation dataset; or which indices of it; or a dataset of
             your own, of which all are taken: anything with a length and items. Without validation the training dataset
             serves; of several validation loaders the first, or the one whose key is given. Loaders whose batches come
             together give one of each. An iterable dataset gives its first items, a loader without a dataset its first
             batch. Images of another size than the first one's, where the loader cannot join them, make room for others.
-        target: What to ask for: ``"label"``, the score of each sample's label; ``"predicted"``, of its predicted
-            class; a class index; a function ``(output, batch) -> scores (n,)``, such as a
-            :class:`SegmentationTarget` or a :class:`DetectionTarget`. Several class indices, a :class:`TopTarget` or a
+        target: What to ask for: ``"label"``, the score of each sample's label, which is that of its mask's or boxes'
+            class where the model segments or detects, and the output itself where the labels are values;
+            ``"predicted"``, of its predicted class; a class index; a function ``(output, batch) -> scores (n,)``, such
+            as a :class:`SegmentationTarget`, :class:`DetectionTarget`, :class:`RegressionTarget` or
+            :class:`EmbeddingTarget`. Several class indices, a :class:`TopTarget` or a
             function that returns ``(n, k)`` give ``k`` maps a sample: a row of the grid, and as many samples to all
             numbers. They cost one forward and ``k`` backward passes.
         method: ``"gradcam"``, ``"cam"``, ``"hirescam"``, ``"gradcam++"``, ``"layercam"``, ``"xgradcam"``, or a
             function ``(activations (n, c, h, w), gradients (n, c, h, w)) -> map (n, h, w)``.
         every_n_epochs: Look at every so many epochs, at least 1.
-        batch_fn: Turns a collated batch, after the transfer hooks, into a :class:`Batch`.
-        forward_fn: ``(module, batch) -> output``; by default ``module(batch.images)``.
+        batch_fn: Turns a collated batch, after the transfer hooks, into a :class:`Batch`; by default by what its parts
+            are and how they are called, see :func:`~lightning_gradcam.attribution.reading.default_batch`.
+        forward_fn: ``(module, batch) -> output``; by default ``module(batch.images)``, or the whole batch, or keywords
+            whose names the batch has, whichever gives a row a sample.
         grid: How the output of the named layers lies on the image, where that cannot be told from its shape: ``(h, w)``
             in cells, the tokens before them being a prefix; or a function ``output -> (n, c, h, w)``.
         drift: What drift is measured against, and when to warn of it.

@@ -161,10 +161,11 @@ def _to_host(found: Any) -> Any:
     """The tensors of a collection on the CPU, by one copy."""
     tensors: list[Tensor] = []
     apply_to_collection(found, Tensor, tensors.append)
-    if all(tensor.device.type == "cpu" for tensor in tensors):
+    tensors = [tensor for tensor in tensors if tensor.device.type != "cpu"]
+    if not tensors:
         return found
     copies = iter(copied_at_once(tensors))
-    return apply_to_collection(found, Tensor, lambda tensor: next(copies))
+    return apply_to_collection(found, Tensor, lambda one: one if one.device.type == "cpu" else next(copies))
 
 
 def copied_at_once(tensors: Sequence[Tensor]) -> list[Tensor]:

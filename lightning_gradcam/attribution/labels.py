@@ -24,8 +24,8 @@ def class_labels(batch: Batch, outputs: int) -> Tensor:
         outputs: How many columns the model's logits have; one means two classes.
 
     Returns:
-        ``(n,)`` int64, :data:`NO_LABEL` where a sample has none; or ``(n, outputs)`` int64 of 1, 0 and :data:`UNKNOWN`.
-        Given once more they come back as they are.
+        On the CPU, ``(n,)`` int64, :data:`NO_LABEL` where a sample has none; or ``(n, outputs)`` int64 of 1, 0 and
+        :data:`UNKNOWN`. Given once more they come back as they are.
 
     Raises:
         NoClassesError: If they are no such labels.
@@ -37,7 +37,7 @@ def class_labels(batch: Batch, outputs: int) -> Tensor:
             '`target="label"` needs labels and the batch has none; '
             'give `labels`, in a run from `batch_fn`, or use `target="predicted"` or a class index'
         )
-    labels = labels.as_subclass(Tensor)
+    labels = labels.as_subclass(Tensor).cpu()  # once, since what follows asks for values
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     return _rows(labels, outputs, batch.multilabel) if labels.ndim == 2 else _indices(labels, outputs, batch)

@@ -79,7 +79,12 @@ class Question:
     def find(self, output: Any, samples: int) -> Tensor | None:
         """The tensor that holds the logits or probabilities."""
         path = find_logits(output, samples) if self.path is None else self.path
-        found = None if path is None else item(output, path)
+        try:
+            found = None if path is None else item(output, path)
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"the model's output has another form than at the first look, {structure(output)}"
+            ) from error
         return flat(found, samples) if isinstance(found, Tensor) else None
 
     def __call__(self, answer: Answer, batch: Batch) -> Tensor:
@@ -213,11 +218,12 @@ def _ask_pixels(
     restored: Mapping[str, Any] | None,
 ) -> Asked:
     classes = max(2, found.shape[1])
-    if main_classes is not None and int(main_classes.max()) < classes:
+    labelled_ones = main_classes is not None and bool(labelled(main_classes).any())
+    if main_classes is not None and labelled_ones and int(main_classes.max()) < classes:
         note = "reads the output as a segmentation and asks for the class of most of a sample's mask, over that mask"
         target = SegmentationTarget(region="object")
         return Asked(replace(question, target=target), replace(batch, labels=main_classes), (note,))
-    if main_classes is None and count == classes:
+    if not labelled_ones and (main_classes is not None or count == classes):
         pixels = found.argmax(1) if found.shape[1] > 1 else (found[:, 0] > 0).long()
         pixels = pixels[pixels > 0]
         index = int(pixels.mode().values) if len(pixels) else 1

@@ -186,8 +186,5 @@ def is_class(index: Any) -> bool:
 
 def reads_logits(target: Target) -> bool:
     """Whether it is one of the targets that ask for classes."""
-    return target in (label, predicted) or isinstance(target, (TopTarget, _Classes)) or _is_class_score(target)
-
-
-def _is_class_score(target: Target) -> bool:
-    return isinstance(target, partial) and target.func is class_score
+    of_one_class = isinstance(target, partial) and target.func is class_score
+    return target is label or target is predicted or of_one_class or isinstance(target, (TopTarget, _Classes))

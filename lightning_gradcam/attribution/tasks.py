@@ -81,8 +81,7 @@ class SegmentationTarget:
         if not isinstance(pixels, Tensor) or pixels.ndim != 4:
             raise ValueError(f"no logits (n, classes, H, W) in the model's output, got {structure(output)}")
         pixels = two_class_logits(pixels.float())  # a sum over pixels is too large for half precision
-        most_pixels = pixels[:, 1:].flatten(2).amax(2).argmax(1) + 1 if pixels.shape[1] > 1 else 0
-        classes = _classes_asked(self.index, batch, pixels.device, most_pixels)
+        classes = _classes_asked(self.index, batch, pixels.device, pixels[:, 1:].flatten(2).amax(2).argmax(1) + 1)
         if bool((classes >= pixels.shape[1]).any()):
             raise ValueError(f"`index` {int(classes.max())} is outside the model's {pixels.shape[1]} classes")
         return pixels, classes

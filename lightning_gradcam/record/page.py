@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lightning_gradcam.attribution.batch import sample_name
+from lightning_gradcam.attribution.reading import NO_LABEL
 from lightning_gradcam.attribution.regions import outline_boxes
 from lightning_gradcam.picture.encode import jpeg
 from lightning_gradcam.picture.overlay import AGAINST, COLORMAPS
@@ -70,12 +71,13 @@ def _page_data(comparison: Comparison) -> dict[str, Any]:
     if len(at) < len(comparison.moments):
         notes.append(f"This page shows {len(at)} of {len(comparison.moments)} moments.")
     classes = first.about["class_names"] or []
-    labels = first.about["labels"] or [None] * len(first.photos)
+    labels = first.about["labels"]
+    labels = [""] * len(first.photos) if labels is None else [_label_in_words(label, classes) for label in labels]
     groups = first.about.get("groups") or [""] * len(first.photos)
     samples = [
         {
-            "title": f"{sample_name(name)} {_label_in_words(label, classes)}".strip(),
-            "label": _label_in_words(label, classes),
+            "title": f"{sample_name(name)} {label}".strip(),
+            "label": label,
             "group": str(group),
             "used": bool(used),
             "photo": _photo(photo),
@@ -99,12 +101,12 @@ def _page_data(comparison: Comparison) -> dict[str, Any]:
 
 
 def _label_in_words(label: Any, names: Sequence[str]) -> str:
-    """A label in words: a class, or of a multi-hot label its classes."""
-    if label is None:
-        return ""
+    """A label in words: a class or a value, or of a row of 1 and others the classes that have 1."""
     if isinstance(label, list):
-        found = label if len(label) == 1 else [index for index, value in enumerate(label) if value]
-        return "+".join(_label_in_words(one, names) for one in found)
+        found = label if len(label) == 1 else [index for index, value in enumerate(label) if value == 1]
+        return "+".join(_label_in_words(one, names) for one in found) or "no label"
+    if label in (None, NO_LABEL):
+        return "no label"
     if label in range(len(names)):
         return str(names[int(label)])
     return str(int(label)) if float(label).is_integer() else f"{label:g}"

@@ -90,8 +90,13 @@ def describe_samples(batch: Batch, fingerprint: Fingerprint) -> dict[str, Any]:
     return {
         "fingerprint": asdict(fingerprint),
         "ids": [one if isinstance(one, int) else str(one) for one in batch.ids],
-        "labels": None if batch.labels is None else batch.labels.tolist(),
+        "labels": None if batch.labels is None else [_known(label) for label in batch.labels.tolist()],
     }
+
+
+def _known(label: Any) -> Any:
+    """A label as JSON has it, which knows no NaN."""
+    return None if label != label else label
 
 
 def layer_prefixes(prefix: str, names: Sequence[str]) -> dict[str, str]:

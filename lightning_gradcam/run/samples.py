@@ -313,7 +313,7 @@ def _read(raw: Any, batch_fn: Callable[[Any], Batch]) -> ReadBatch:
 
 
 def some_labels(dataset: Any, number: int) -> list[Tensor]:
-    """Some labels of a dataset, evenly spaced, of items that end in a tensor as their label; none where it is another.
+    """Some labels of a dataset, evenly spaced; none where they cannot be read item by item.
 
     Args:
         dataset: See :func:`balanced`; of others so many items are read.
@@ -322,8 +322,10 @@ def some_labels(dataset: Any, number: int) -> list[Tensor]:
     with suppress(Exception), random_state(SEED, holder=dataset):  # of the user's
         indices = choose(number, len(dataset))
         labels = _label_list(dataset)
-        found = [dataset[index][1] if labels is None else labels[index] for index in indices]
-        return [torch.as_tensor(one) for one in found]
+        if labels is not None:
+            return [torch.as_tensor(labels[index]) for index in indices]
+        read = [read_batch(default_collate([dataset[index]])).batch.labels for index in indices]
+        return [one[0] for one in read if one is not None]
     return []
 
 

@@ -54,7 +54,7 @@ def test_recipe_for_segmentation(deeplab):
     assert logger.values("gradcam/prediction_flips") == []
 
 
-@pytest.mark.filterwarnings("ignore:Trying to infer the `batch_size`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Trying to infer the `batch_size`", "ignore:.*tell little about places")
 def test_recipe_for_detection(detector):
     boxes, labels = torch.tensor([[8.0, 8, 40, 40]]), torch.tensor([1])
     data = [(torch.rand(3, 64, 64), {"boxes": boxes, "labels": labels}) for _ in range(4)]
