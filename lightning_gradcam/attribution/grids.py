@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from lightning_gradcam.attribution.batch import Batch
+from lightning_gradcam.attribution.batch import Batch, of_rows
 from lightning_gradcam.attribution.layers import names_of_modules, split_call
 from lightning_gradcam.attribution.layout import (
     Flattened,
@@ -142,8 +142,8 @@ def settled(
     """The reading of each call that is right, without those that have none.
 
     Object queries, words and channels may have the number of a grid's cells. So where there are tokens or flattened
-    maps, one more forward runs a sample as it is and with each quarter of the image drawn anew, and cells are those
-    that are moved most by the quarter in which they lie.
+    maps, one more forward, of five images, runs a sample as it is and with each quarter of the image drawn anew, and
+    cells are those that are moved most by the quarter in which they lie.
     """
     doubtful = {
         call: found for call, found in options.items() if any(isinstance(one, Tokens | Flattened) for one, _ in found)
@@ -174,18 +174,20 @@ def _try(
         if call in options and isinstance(output, Tensor) and output.ndim in (3, 4):
             found[call] = _first_that_agrees(options[call], output)
 
-    with _each_output(note):
+    # A forward that takes no other number of samples, or reads something else than the images, cannot be asked: then
+    # the shape must do.
+    with _each_output(note), suppress(Exception):
         forward(drawn)
-    # A forward that reads something else than the images cannot be asked: then the shape must do.
     return found if reads_images else {call: one[0] for call, one in options.items()}
 
 
 def _with_quarters_drawn_anew(batch: Batch) -> Batch:
-    """The first sample five times, the last four each with another quarter of the image drawn anew; then the others."""
-    whole = batch
-    if len(whole.images) < 5:
-        one = replace(batch.part(slice(1)), ids=(), groups=())
-        whole = one.apply(lambda tensor: tensor.repeat_interleave(5, 0) if tensor.ndim and len(tensor) == 1 else tensor)
+    """The first sample five times, the last four each with another quarter of the image drawn anew."""
+    one = replace(batch.part(slice(1)), ids=(), groups=(), inputs=None)
+    inputs = of_rows(
+        batch.part(slice(1)).inputs, 1, lambda row: torch.cat([row] * 5) if isinstance(row, Tensor) else row * 5
+    )
+    whole = replace(one.apply(lambda tensor: tensor.repeat_interleave(5, 0)), inputs=inputs)
     generator = torch.Generator().manual_seed(0)
 
     def draw(images: Tensor) -> Tensor:
@@ -196,7 +198,6 @@ def _with_quarters_drawn_anew(batch: Batch) -> Batch:
         noise = torch.rand(images.shape[1:], generator=generator).to(images.device)
         drawn = (low + noise * torch.where(high > low, high - low, 1)).to(images.dtype)
         changed = images.clone()
-        changed[1:5] = images[0]
         if whole.channels_last:
             drawn, places = drawn.movedim(2, 0), changed.movedim(3, 1)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -22,6 +22,12 @@ from lightning_gradcam.attribution.targets import is_class, two_class_logits
 # Of these models of transformers the last column of the logits is of no object, and the columns exclude each other; the
 # others have a probability for each class of its own.
 _WITH_NO_OBJECT = ("DetrObjectDetectionOutput", "DetrSegmentationOutput", "YolosObjectDetectionOutput")
+
+
+def _shortly(self: Any) -> str:
+    """A target as one would write it, without what is left as it is."""
+    given = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
+    return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class SegmentationTarget:
 
     index: int | None = None
     region: str | None = None
+
+    __repr__ = _shortly
 
     def __post_init__(self) -> None:
         _check_index(self.index)
@@ -104,6 +112,8 @@ class DetectionTarget:
 
     index: int | None = None
     region: str | None = None
+
+    __repr__ = _shortly
 
     def __post_init__(self) -> None:
         _check_index(self.index)
@@ -189,6 +199,8 @@ class RegressionTarget:
     """
 
     column: int = 0
+
+    __repr__ = _shortly
 
     def __post_init__(self) -> None:
         if not is_class(self.column):

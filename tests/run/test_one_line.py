@@ -87,7 +87,7 @@ def test_one_output_and_labels_of_any_value_are_a_regression(captions):
         expected = module.eval()(data(ages).dataset.tensors[0][::4])[:, 0]
     np.testing.assert_allclose(record.samples[-1]["score"], expected, rtol=1e-5)
     assert set(record.samples[-1]["right"]) == set(record.samples[-1]["predicted"]) == {-1}
-    assert record.about["settings"]["question"] == "target RegressionTarget(column=0) · gradcam"
+    assert record.about["settings"]["question"] == "target RegressionTarget() · gradcam"
     assert captions[1].sample == (f"#4 {ages[4]:g}", "")
     assert captions[1].prediction[0] == f"pred {expected[1]:.4g}"
     assert captions[1].right is None
@@ -322,7 +322,7 @@ def masks(value=1):
 def test_a_mask_makes_a_segmentation_of_it(captions):
     module = Lit(UNet(3), lambda output, target: F.cross_entropy(output, target))
     record = run(module, data(masks(2), ["sky", "road", "tree"]))
-    assert record.about["settings"]["question"] == "target SegmentationTarget(index=None, region='object') · gradcam"
+    assert record.about["settings"]["question"] == "target SegmentationTarget(region='object') · gradcam"
     assert record.about["labels"] == [2, -100, 2, 2]
     with torch.no_grad():
         pixels = module.eval()(data(masks()).dataset.tensors[0][::4])
@@ -416,7 +416,7 @@ def test_detections_are_asked_for_the_class_of_most_boxes(captions):
     module = LitDetector(Detector())
     record = run(module, loader, target_layer="net.net.1")
     assert record.about["labels"] == [1] * 4
-    assert record.about["settings"]["question"] == "target DetectionTarget(index=None, region=None) · gradcam"
+    assert record.about["settings"]["question"] == "target DetectionTarget() · gradcam"
     images = [Detections()[index][0] for index in (0, 2, 4, 6)]
     with torch.no_grad():
         expected = [found["scores"].item() for found in module.eval()(images)]
