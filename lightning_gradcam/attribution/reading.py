@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from lightning_gradcam.attribution.batch import Batch, has_rows
-from lightning_gradcam.attribution.regions import box_masks, plain_region
+from lightning_gradcam.attribution.regions import box_masks, check_boxes, plain_region
 
 IMAGES = ("image", "images", "img", "imgs", "x", "pixel_values", "input", "inputs", "data")
 LABELS = ("label", "labels", "y", "target", "targets", "lab", "cls")
+MASKS = ("mask", "masks", "seg", "segmentation", *LABELS)
+_NO_MASKS = {"pixel", "attention", "padding", "pad", "valid"}  # of masks that say which pixels or tokens count
 _LABEL_WORDS = {"label", "labels", "target", "targets", "class", "category"}
 NO_LABEL = -100  # of a sample, as `CrossEntropyLoss` ignores it
 _NO_CLASS = (0, 255, -1, NO_LABEL)  # of a mask's pixel: background, or not labelled
@@ -88,37 +90,45 @@ def read_batch(raw: Any) -> ReadBatch:
     parts, place = dict(_parts(raw)), partial(_place, raw)
     where = _find_images(raw, parts)
     images, sizes = _as_images(parts.pop(where))
-    n, size = len(images), Batch(images).size
-    used = [where]
-    masks = next((path for path, part in parts.items() if _is_mask(part, n, size)), None)
-    found = next((path for path, part in parts.items() if _are_targets(part, n)), None)
-    main = region = None
-    if found is not None:
-        used.append(found)
-        main, region = _of_targets(parts.pop(found), images, sizes)
-    elif masks is not None:
-        used.append(masks)
-        main, region = _of_mask(parts.pop(masks))
-    boxes = next((path for path, part in parts.items() if type(part).__name__ == "BoundingBoxes"), None)
-    if boxes is not None and region is None and parts[boxes].shape == (n, 4):
-        used.append(boxes)
-        region = plain_region(parts.pop(boxes))
+    n, notes = len(images), []
+    source, main, region = _find_region(parts, images, sizes)
     labels = _find_labels(parts, n)
     value = None if labels is None else torch.as_tensor(parts.pop(labels))
     try:
-        batch = Batch(images, value, {} if region is None else {"object": region})
+        batch = Batch(images, value)
     except (TypeError, ValueError) as error:
-        raise AskError(
-            f"cannot read the batch {structure(raw)}: {error}", batch_fn=_to_paste(raw, where, labels)
-        ) from error
-    taken = [f"images from `{place(where)}`"]
-    taken += [f"labels from `{place(labels)}`"] if labels is not None else []
-    taken += [f"the region `object` from `{place(path)}`" for path in used[1:]]
-    notes = [f"reads {', '.join(taken)}"]
+        paste = _to_paste(raw, where, labels)
+        raise AskError(f"cannot read the batch {structure(raw)}: {error}", batch_fn=paste) from error
+    taken = [f"images from `{place(where)}`"] + ([f"labels from `{place(labels)}`"] if labels is not None else [])
+    if region is not None and source is not None:
+        try:
+            check_boxes("object", region, batch.size)
+            batch = replace(batch, regions={"object": region})
+            taken.append(f"the region `object` from `{place(source)}`")
+        except (TypeError, ValueError) as error:
+            notes.append(f"leaves out `{place(source)}`: {error}")
+            main = None
     left = [f"`{place(path)}`" for path, part in parts.items() if _is_box(path) or isinstance(part, Tensor)]
-    if left:
-        notes.append(f"sets aside {', '.join(left)}")
-    return ReadBatch(batch, where, labels, sizes, main, tuple(notes))
+    notes += [f"sets aside {', '.join(left)}"] if left else []
+    return ReadBatch(batch, where, labels, sizes, main, (f"reads {', '.join(taken)}", *notes))
+
+
+def _find_region(
+    parts: dict[Path, Any], images: Tensor, sizes: Tensor | None
+) -> tuple[Path | None, Tensor | None, Tensor | None]:
+    """What tells where an object lies, taken out of the parts: its path, each sample's class, and the region."""
+    n, size = len(images), Batch(images).size
+    targets = next((path for path, part in parts.items() if _are_targets(part, n)), None)
+    if targets is not None:
+        return targets, *_of_targets(parts.pop(targets), images, sizes)
+    masks = [path for path, part in parts.items() if _is_mask(part, n, size) and not _NO_MASKS & _words(path)]
+    if masks:
+        first = [*_by_name(masks, MASKS), *masks][0]
+        return first, *_of_mask(parts.pop(first))
+    for path, part in parts.items():
+        if type(part).__name__ == "BoundingBoxes" and part.shape == (n, 4):
+            return path, None, plain_region(parts.pop(path))
+    return None, None, None
 
 
 def item(value: Any, path: Path) -> Any:
@@ -188,6 +198,10 @@ def _name(path: Path) -> str:
     return path[-1].lower() if path and isinstance(path[-1], str) else ""
 
 
+def _words(path: Path) -> set[str]:
+    return set(_name(path).split("_"))
+
+
 def _by_name(paths: Sequence[Path], names: Sequence[str]) -> list[Path]:
     """The paths that end in one of the names, in the order of the names."""
     return sorted((path for path in paths if _name(path) in names), key=lambda path: names.index(_name(path)))
@@ -206,7 +220,7 @@ def _as_images(found: Any) -> tuple[Tensor, Tensor | None]:
 
 def _find_labels(parts: Mapping[Path, Any], n: int) -> Path | None:
     fits = [path for path, part in parts.items() if _may_be_labels(part, n) and not _is_box(path)]
-    speaking = [path for path in fits if _LABEL_WORDS & set(_name(path).split("_"))]
+    speaking = [path for path in fits if _LABEL_WORDS & _words(path)]
     unnamed = [path for path in fits if not _name(path)]
     return next(iter([*_by_name(fits, LABELS), *speaking, *unnamed]), None)
 

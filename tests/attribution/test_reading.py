@@ -160,6 +160,21 @@ def test_a_box_a_sample_is_a_region_only_where_it_says_what_it_is():
     assert default_batch({"image": IMAGES, "bbox": torch.rand(2, 4), "label": LABELS}).regions == {}
 
 
+def test_what_does_not_fit_is_left_out_with_a_word():
+    boxes = tv_tensors.BoundingBoxes([[1, 1, 2, 3], [90, 90, 99, 99]], format="XYXY", canvas_size=(99, 99))
+    read = read_batch({"image": IMAGES, "bbox": boxes, "label": LABELS})
+    assert read.batch.regions == {}
+    assert read.notes[1].startswith("leaves out `batch['bbox']`: region 'object' has boxes outside the images")
+
+
+def test_of_several_masks_the_one_that_is_named_so_counts_and_one_of_pixels_that_count_never():
+    padding, edges = torch.ones(2, 8, 8).long(), squares(1, 1)
+    read = read_batch({"pixel_values": IMAGES, "pixel_mask": padding, "labels": LABELS})
+    assert (read.batch.regions, read.batch.labels.tolist()) == ({}, [1, 0])
+    read = read_batch({"image": IMAGES, "edges": edges, "mask": squares(2, 3)})
+    assert read.batch.regions["object"].sum((1, 2)).tolist() == [4, 9]
+
+
 def test_inputs_of_any_form_are_cut_and_joined_with_the_samples():
     inputs = {"image": IMAGES, "names": ["a", "b"], "item": Item(IMAGES, LABELS), "pair": Pair(IMAGES, LABELS), "n": 2}
     batch = Batch(IMAGES, LABELS, inputs=inputs)
