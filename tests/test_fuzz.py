@@ -169,6 +169,7 @@ def fuzz(kind, examples, record):
     record("refused", sum(outcomes))
 
 
+@pytest.mark.filterwarnings("ignore:the .* cells of .* tell little about places:UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_some(kind, record_property):
     fuzz(kind, 60, record_property)
@@ -176,6 +177,7 @@ def test_some(kind, record_property):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore:the .* cells of .* tell little about places:UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_many(kind, record_property):
     fuzz(kind, 1000, record_property)

@@ -14,6 +14,7 @@ from lightning_gradcam.attribution.batch import Batch, few_of, with_items
 from lightning_gradcam.attribution.reading import (
     IMAGES,
     LABELS,
+    MASKS,
     AskError,
     Path,
     ReadBatch,
@@ -21,6 +22,8 @@ from lightning_gradcam.attribution.reading import (
     items_of,
     structure,
 )
+
+_NAMES_OF_WHOLE = (["batch"], ["sample"], ["samples"])
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def find_call(
         inputs = read.sizes if call.as_list else read.batch.inputs if alone else raw
         batch = replace(read.batch, inputs=inputs)
         try:
-            fits = _gives_rows(partial(run, call), few_of(batch), alone)
+            fits = _gives_rows(partial(run, call), batch.part(slice(2 * len(few_of(batch).images) - 1)), alone)
         except Exception as error:
             first = first or error
             continue
@@ -100,11 +103,14 @@ def find_call(
     if first is not None and len(takes) == 1 and takes[0].lower() in IMAGES:
         raise first
     why = "" if first is None else f" ({type(first).__name__}: {first})"
+    required = [name for name, one in _parameters(model).items() if _is_required(one)]
+    others = [f"{name}=batch.inputs" for name in required if name.lower() not in IMAGES][: len(required) - 1]
+    paste = f"lambda module, batch: module({', '.join(['batch.images', *others])})"
     error = AskError(
         f"{type(model).__name__} cannot be run on the images alone{why}; its forward takes ({', '.join(takes)}), the "
-        f"batch is {structure(raw)}; pass `forward_fn=lambda module, batch: module(batch.images, ...)`, what else it "
-        "needs as `Batch(..., inputs=...)` from `batch_fn`",
-        forward_fn="lambda module, batch: module(batch.images, ...)",
+        f"batch is {structure(raw)}; pass a `forward_fn=lambda module, batch: ...` that calls what is to be looked at, "
+        "and what it needs beside `batch.images` as `Batch(..., inputs=...)` from `batch_fn`",
+        **({"forward_fn": paste} if others else {}),
     )
     vars(error).update(vars(first) if first else {})
     raise error from first
@@ -112,13 +118,15 @@ def find_call(
 
 def _calls(model: nn.Module, read: ReadBatch, raw: Any) -> Iterator[Call]:
     """The ways to call the model, the likeliest first."""
-    yield Call("forward(images)", as_list=read.sizes is not None)
+    alone = Call("forward(images)", as_list=read.sizes is not None)
     if read.images == ():
+        yield alone
         return
     parameters = _parameters(model)
     takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-    if sum(_is_required(one) for one in parameters.values()) == 1:
-        yield Call("forward(batch)", read.images)
+    required = [name.lower() for name, one in parameters.items() if _is_required(one)]
+    whole = [Call("forward(batch)", read.images)] if len(required) == 1 else []
+    yield from [*whole, alone] if required in _NAMES_OF_WHOLE else [alone, *whole]
     if takes_all and isinstance(raw, Mapping):
         yield Call("forward(**batch)", read.images, unpacked=True)
     keywords = _keywords(parameters, read, raw)
@@ -150,12 +158,15 @@ def _keywords(
     found: list[tuple[str, Path]] = []
     for name, parameter in parameters.items():
         required, of_labels = _is_required(parameter), name.lower() in LABELS
-        if name in names and (required or not of_labels):
-            found.append((name, (name,)))
+        alike = next((one for one in (name, f"{name}s", name.removesuffix("s")) if one in names), None)
+        if alike is not None and (required or (alike == name and not of_labels)):
+            found.append((name, (alike,)))
         elif name.lower() in IMAGES and read.images not in [path for _, path in found] and required:
             found.append((name, read.images))
         elif required and of_labels and read.labels is not None:
             found.append((name, read.labels))
+        elif required and name.lower() in MASKS and read.source is not None:
+            found.append((name, read.source))
         elif required:
             return None
     given = [path for _, path in found]

@@ -124,7 +124,8 @@ def choose_layer(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any]
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a re-entrant checkpoint complains of inputs without gradients
         batch = batch.apply(lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point()))
-        with _recording_calls(model, calls) as head:
+        leaves = [batch.images]
+        with _recording_calls(model, calls, leaves) as heads:
             output = forward(batch)
         candidates = _on_a_grid(calls, batch, forward)
         try:
@@ -136,10 +137,8 @@ def choose_layer(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any]
             ) from error
         inputs: list[Tensor] = []
         apply_to_collection(batch.inputs, Tensor, inputs.append)
-        crossed = _nodes_on_every_path(root.grad_fn, [batch.images]) or _nodes_on_every_path(root.grad_fn, inputs)
-        if root.requires_grad and head and not _gradient(root, head[0]).any():
-            # A head whose weights start at zero hides all that is before it: ask what it reads.
-            root = (head[0] * torch.randn_like(head[0])).sum()
+        crossed = _nodes_on_every_path(root.grad_fn, leaves) or _nodes_on_every_path(root.grad_fn, inputs)
+        root = _before_a_silent_head(root, heads)
         through = [call for call in candidates if call.source[0] in crossed]
         best, reason = _select(candidates, through, root)
         if best is None:
@@ -149,6 +148,20 @@ def choose_layer(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any]
             )
         notes = _note_few_cells(best, through, root)
     return Located({best.name: best.layout}, f"{_size(best)} cells, {reason}", notes)
+
+
+def _before_a_silent_head(root: Tensor, heads: Mapping[int, Sequence[Tensor]]) -> Tensor:
+    """The root, or where the last module that it depends on hides all that is before it, what this module reads.
+
+    That is a head whose weights start at zero, or one whose boxes are too faint to count.
+    """
+    for read in reversed([*heads.values()]) if root.requires_grad else ():
+        known = [gradient for gradient in _gradients(root, read) if gradient is not None]
+        if any(gradient.any() for gradient in known):
+            break
+        if known:
+            return sum(((one * torch.randn_like(one)).sum() for one in read), root.new_zeros(()))
+    return root
 
 
 def _select(
@@ -219,24 +232,33 @@ def _plain_containers(model: nn.Module) -> Iterator[str]:
 
 
 @contextmanager
-def _recording_calls(model: nn.Module, calls: list[_ModuleCall]) -> Iterator[list[Tensor]]:
+def _recording_calls(
+    model: nn.Module, calls: list[_ModuleCall], leaves: list[Tensor]
+) -> Iterator[dict[int, list[Tensor]]]:
     """Note the calls of modules, in the order in which they finish, and build the graph wherever it is turned off.
 
     Args:
         model: The model.
         calls: The list to fill.
+        leaves: The images. Those of whole numbers, which carry no gradient, are replaced by what the first module with
+            parameters makes of them.
 
     Yields:
-        A list that holds in the end what the last module with parameters of its own has read.
+        A dict that holds in the end what each module with parameters of its own has read, the last one at its end.
     """
     names = names_of_modules(model)
-    head: list[Tensor] = []
+    heads: dict[int, list[Tensor]] = {}
 
-    def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def enter(module: nn.Module, args: tuple[Any, ...]) -> Any:
         torch.set_grad_enabled(True)
-        has_weights = any(True for _ in module.parameters(recurse=False))
-        if has_weights and args and isinstance(args[0], Tensor) and args[0].requires_grad:
-            head[:] = [args[0]]
+        if not any(True for _ in module.parameters(recurse=False)) or not args or not isinstance(args[0], Tensor):
+            return None
+        if not leaves[0].is_floating_point() and args[0].is_floating_point():
+            leaves[0] = args[0].detach().requires_grad_()
+            args = (leaves[0], *args[1:])
+        if args[0].requires_grad:
+            heads[id(module)] = [*heads.pop(id(module), []), args[0]]
+        return args
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         output = first_tensor(output)
@@ -250,7 +272,7 @@ def _recording_calls(model: nn.Module, calls: list[_ModuleCall]) -> Iterator[lis
         for _, module in names.values():
             if not isinstance(module, torch.jit.ScriptModule):
                 handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-        yield head
+        yield heads
     finally:
         for handle in handles:
             handle.remove()
@@ -322,10 +344,16 @@ def _nodes_on_every_path(score: Node | None, leaves: Sequence[Tensor]) -> set[No
 
 def _gradient(root: Tensor, of: Tensor | GradientEdge) -> Tensor:
     """The gradient of ``root``; zero where it does not depend on the tensor."""
+    (gradient,) = _gradients(root, [of])
+    return torch.zeros(()) if gradient is None else gradient
+
+
+def _gradients(root: Tensor, of: Sequence[Any]) -> Sequence[Tensor | None]:
+    """The gradients of ``root``; ``None`` where it does not depend on the tensor."""
     if not root.requires_grad:
-        return torch.zeros(())
+        return [None] * len(of)
     try:
-        (gradient,) = torch.autograd.grad(root, of, retain_graph=True, allow_unused=True)
+        return torch.autograd.grad(root, list(of), retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         if "checkpoint" not in str(error).lower():
             raise
@@ -333,7 +361,6 @@ def _gradient(root: Tensor, of: Tensor | GradientEdge) -> Tensor:
             'a re-entrant checkpoint hides what the score depends on; name a layer by `target_layer="..."`, or use '
             "`checkpoint(..., use_reentrant=False)`"
         ) from error
-    return torch.zeros(()) if gradient is None else gradient
 
 
 def _is_alive(call: _ModuleCall, root: Tensor) -> bool:

@@ -16,6 +16,7 @@ from lightning_gradcam.attribution.capture import summed_scores
 from lightning_gradcam.attribution.functional import default_forward, gradcam
 from lightning_gradcam.attribution.layers import Layer
 from lightning_gradcam.attribution.layout import Grid, Layout
+from lightning_gradcam.attribution.question import Question, first_look
 from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import Target, as_target, score
 
@@ -167,9 +168,14 @@ def guided_backprop(
     """
     ask, batch = as_target(target), Batch(images, labels)
     stand_in = StandIn(model)
-    return stand_in.look(
-        lambda model: guided_gradients(model, batch, partial(default_forward, model), stand_in.of(ask))
-    )
+
+    def look(model: nn.Module) -> Tensor:
+        forward, question = partial(default_forward, model), Question(stand_in.of(ask))
+        output, few = first_look(forward, batch)
+        question = question.with_activation_of(question.to_answer(lambda few: output)(few))
+        return guided_gradients(model, batch, question.to_answer(forward), question)
+
+    return stand_in.look(look)
 
 
 def guided_gradcam(

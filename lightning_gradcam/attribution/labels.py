@@ -38,6 +38,7 @@ def class_labels(batch: Batch, outputs: int) -> Tensor:
             'give `labels`, in a run from `batch_fn`, or use `target="predicted"` or a class index'
         )
     labels = labels.as_subclass(Tensor).cpu()  # once, since what follows asks for values
+    labels = labels if labels.is_floating_point() else labels.long()  # of bytes 256 is 0
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     return _rows(labels, outputs, batch.multilabel) if labels.ndim == 2 else _indices(labels, outputs, batch)
@@ -49,8 +50,8 @@ def _missing(labels: Tensor) -> Tensor:
 
 def _indices(labels: Tensor, outputs: int, batch: Batch) -> Tensor:
     missing = _missing(labels)
-    if outputs == 1 and set(labels.unique().tolist()) == {-1, 1}:
-        return (labels == 1).long()  # the two classes of a hinge loss
+    if outputs == 1 and set(labels[~labels.isnan()].unique().tolist()) == {-1, 1}:
+        return torch.where(labels.isnan(), NO_LABEL, labels == 1).long()  # the two classes of a hinge loss
     known = labels[~missing]
     if outputs == 1 and _is_smoothed(known):
         labels = labels.round()
@@ -65,7 +66,10 @@ def _indices(labels: Tensor, outputs: int, batch: Batch) -> Tensor:
                 f"{text}; if it is a value to be predicted, give `target=RegressionTarget()`",
                 target="RegressionTarget()",
             )
-        raise ValueError(f"{text}; -1 and -100 mean that a sample has no label")
+        raise ValueError(
+            f"{text}; -1 and -100 mean that a sample has no label, and if the labels are values, "
+            "`target=RegressionTarget(column=0)` asks for one"
+        )
     return torch.where(missing, NO_LABEL, labels.nan_to_num()).long()
 
 
@@ -82,7 +86,10 @@ def _is_smoothed(known: Tensor) -> bool:
 
 def _rows(labels: Tensor, outputs: int, multilabel: bool | None) -> Tensor:
     if labels.shape[1] != outputs:
-        raise ValueError(f"multi-hot labels {tuple(labels.shape)} do not match the model's {outputs} outputs")
+        raise ValueError(
+            f"multi-hot labels {tuple(labels.shape)} do not match the model's {outputs} outputs; if they are values, "
+            "`target=RegressionTarget(column=0)` asks for one"
+        )
     missing = _missing(labels)
     values = labels[~missing].unique()
     if len(values) and (values[0] < 0 or values[-1] > 1):
@@ -104,13 +111,15 @@ def _rows(labels: Tensor, outputs: int, multilabel: bool | None) -> Tensor:
 
 
 def name_one_class(labels: Tensor) -> bool:
-    """Whether each row ``(n, classes)`` sums to 1, as one-hot, smoothed and mixed labels do."""
-    rows = labels.float()
-    return bool((rows >= 0).all() and ((rows.sum(1) - 1).abs() < 1e-3).all())
+    """Whether each row ``(n, classes)`` that is not unknown sums to 1, as one-hot, smoothed and mixed labels do."""
+    rows = labels[~_missing(labels).all(1)].float()
+    rounding = 1e-3 if labels.dtype not in (torch.bfloat16, torch.float16) else 3e-2
+    return bool(len(rows) and (rows >= 0).all() and ((rows.sum(1) - 1).abs() < rounding).all())
 
 
 def labelled(labels: Tensor) -> Tensor:
-    """Which samples have a label, ``(n,)`` bool, of labels as :func:`class_labels` gives them or of values."""
-    if labels.ndim == 2:
-        return (labels == 1).any(1)
+    """Which samples have a label, ``(n,)`` bool, of labels as they come or as :func:`class_labels` has them."""
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        return (labels > 0).any(1)
+    labels = labels.flatten()
     return ~labels.isnan() & (labels != NO_LABEL)

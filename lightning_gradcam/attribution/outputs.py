@@ -19,7 +19,11 @@ SOFTMAX, SIGMOID, LOG_ODDS = "softmax", "sigmoid", "log-odds"
 _SAME_ORDER = {"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Clamp", "ClampMin", "ClampMax", "ToCopy"}
 _SAME_ORDER |= {"Clone", "Alias"}
 # ... and behind which some of them stand, or in another one.
-_REORDERED = {"Permute", "Transpose", "T", "Select", "Slice", "Index"}
+_REORDERED = {"Permute", "Transpose", "T", "Select", "Slice", "Index", "IndexSelect", "Unbind", "Split", "Flip"}
+_REORDERED |= {"Expand", "NanToNum", "UpsampleBilinear2D", "UpsampleNearest2D"}
+# ... and behind which there are probabilities still, if there were only such before.
+_MIXED = {"Add", "Sub", "Rsub", "Mul", "Div", "Mean", "Stack", "Cat", "Where", "Maximum", "Minimum"}
+_ROUNDING = 1e-3
 _MAKERS = {"Softmax": SOFTMAX, "Sigmoid": SIGMOID}
 _FUNCTIONS = {
     torch.softmax,
@@ -40,35 +44,36 @@ def find_logits(output: Any, samples: int, classes: int | None = None) -> Path |
     Args:
         output: A tensor, or a tuple, list, mapping or dataclass that holds some, at most one container deep: named
             ``logits`` or ``out``; else the only one; else, where it is known, the one with as many columns as there are
-            classes; else the first of a tuple. A one-logit head may leave its last dimension out.
+            classes; else the first of a tuple, if it is one. A one-logit head may leave its last dimension out.
         samples: The number of samples ``n``.
         classes: The number of classes, if it is known.
 
     Returns:
-        The path to the tensor; ``None`` where there is none, or several under names of their own.
+        The path to the tensor; ``None`` where there is none, or several under names of their own or behind another.
     """
     found = list(_tensors(output, samples))
     rows = [path for path, tensor in found if tensor.ndim == 2] or [path for path, tensor in found if tensor.ndim == 4]
-    named = sorted((path for path, _ in found if _is_named(path)), key=lambda path: len(path))
+    named = sorted((path for path, _ in found if _is_named(path)), key=lambda path: (path[-1] != "logits", len(path)))
     if named:
         return named[0]
     if len(rows) > 1 and classes is not None:
         rows = [path for path, tensor in found if path in rows and tensor.shape[1] == classes] or rows
-    if len(rows) > 1 and any(isinstance(step, str) for path in rows for step in path):
+    by_name = any(isinstance(step, str) for path in rows for step in path)
+    if len(rows) > 1 and (by_name or rows[0][:1] != found[0][0][:1]):
         return None
     return rows[0] if rows else None
 
 
 def _is_named(path: Path) -> bool:
     name = path[-1] if path and isinstance(path[-1], str) else ""
-    return name.startswith("logits") or name == "out"
+    return name in ("logits", "out")
 
 
 def _tensors(output: Any, samples: int, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
     """The tensors in an output that may be logits, flattened."""
     if isinstance(output, Tensor):
         tensor = flat(output, samples)
-        if tensor.ndim in (2, 4) and len(tensor) == samples and tensor.shape[1] and not tensor.is_complex():
+        if tensor.ndim in (2, 4) and len(tensor) == samples and tensor.shape[1] and tensor.is_floating_point():
             yield path, tensor
         return
     items = items_of(output)
@@ -81,7 +86,7 @@ def _tensors(output: Any, samples: int, path: Path = ()) -> Iterator[tuple[Path,
 
 def flat(found: Tensor, samples: int) -> Tensor:
     """Logits whose last or first dimension is missing, or that lie on a single pixel, as ``(n, classes)``."""
-    if found.ndim < 2 and found.numel() and found.numel() % samples == 0:
+    if found.ndim < 2 and found.numel() and (samples == 1 or found.numel() == samples):
         return found.reshape(samples, -1)
     return found.flatten(1) if found.ndim == 4 and found.shape[2:] == (1, 1) else found
 
@@ -93,16 +98,25 @@ def activation_of(found: Tensor) -> str:
         :data:`SOFTMAX` or :data:`SIGMOID`; :data:`LOG_ODDS` where the probabilities have since been put in another
         order or some were left out, so that only their log-odds are left; empty where they are no probabilities.
     """
-    node, reordered = found.grad_fn, False
-    while node is not None:
-        kind = _kind(node)
-        if kind in _MAKERS:
-            return LOG_ODDS if reordered else _MAKERS[kind]
-        if kind not in _SAME_ORDER | _REORDERED:
-            break
-        reordered |= kind in _REORDERED
-        node = node.next_functions[0][0]
-    return ""
+    made = "" if found.grad_fn is None else _maker_of(found.grad_fn)
+    mixed = made == LOG_ODDS and bool(((found < -_ROUNDING) | (found > 1 + _ROUNDING)).any())
+    return "" if mixed else made
+
+
+def _maker_of(node: Node) -> str:
+    """See :func:`activation_of`; of a node that mixes several what has made all of them."""
+    kind = _kind(node)
+    if kind in _MAKERS:
+        return _MAKERS[kind]
+    before = [one for one, _ in node.next_functions if one is not None]
+    if kind == "Exp" and before and _kind(before[0]) == "LogSoftmax":
+        return LOG_ODDS
+    if kind not in _SAME_ORDER | _REORDERED | _MIXED or not before:
+        return ""
+    made = {_maker_of(one) for one in before}
+    if "" in made:
+        return ""
+    return made.pop() if kind in _SAME_ORDER else LOG_ODDS
 
 
 def _kind(node: Node) -> str:
@@ -147,4 +161,9 @@ def before_activation(found: Tensor, activation: str, made: Sequence[tuple[Tenso
         if _kind(node) not in _SAME_ORDER:
             break
         node = node.next_functions[0][0]
+    for after, before in made if activation != LOG_ODDS and found.grad_fn is None else ():
+        if after.data_ptr() == found.data_ptr() and after.numel() == found.numel():
+            return before.reshape(found.shape)
+    if activation == SOFTMAX:
+        return found.float().clamp_min(1e-38).log()
     return found.float().logit(1e-7)

@@ -20,6 +20,7 @@ LABELS = ("label", "labels", "y", "target", "targets", "lab", "cls")
 MASKS = ("mask", "masks", "seg", "segmentation", *LABELS)
 _NO_MASKS = {"pixel", "attention", "padding", "pad", "valid"}  # of masks that say which pixels or tokens count
 _LABEL_WORDS = {"label", "labels", "target", "targets", "class", "category"}
+_NO_LABEL_WORDS = {"weight", "weights", "size", "sizes", "name", "names", "length", "lengths", "mask", "masks"}
 NO_LABEL = -100  # of a sample, as `CrossEntropyLoss` ignores it
 _NO_CLASS = (0, 255, -1, NO_LABEL)  # of a mask's pixel: background, or not labelled
 _MANY = 200  # more values than any set of classes in use has, and fewer than a photo has
@@ -47,23 +48,27 @@ class ReadBatch:
         batch: The batch.
         images: Where its images lie in what the loader hands out.
         labels: Where its labels lie; ``None`` where it has none.
+        source: Where lies what the region ``object`` is from; ``None`` where there is none.
         sizes: Heights and widths ``(n, 2)`` of images that came as a list; ``None``: they came as one tensor.
         main_classes: ``(n,)``, the class of most of a mask's pixels or a sample's boxes, :data:`NO_LABEL` where there
             is none; ``None`` without masks and boxes. The region ``object`` is of this class.
         notes: What was taken for what.
+        views: Whether there are other images beside these of the same shape, as views of self-supervised learning.
     """
 
     batch: Batch
     images: Path
     labels: Path | None
+    source: Path | None
     sizes: Tensor | None
     main_classes: Tensor | None
     notes: tuple[str, ...]
+    views: bool = False
 
     @classmethod
     def of(cls, batch: Batch) -> ReadBatch:
         """One that the user has read."""
-        return cls(batch, (), None, None, None, ())
+        return cls(batch, (), None, None, None, None, ())
 
 
 def default_batch(batch: Any) -> Batch:
@@ -92,7 +97,7 @@ def read_batch(raw: Any) -> ReadBatch:
     images, sizes = _as_images(parts.pop(where))
     n, notes = len(images), []
     source, main, region = _find_region(parts, images, sizes)
-    labels = _find_labels(parts, n)
+    labels = _find_labels(raw, parts, n, where)
     value = None if labels is None else torch.as_tensor(parts.pop(labels))
     try:
         batch = Batch(images, value)
@@ -107,10 +112,13 @@ def read_batch(raw: Any) -> ReadBatch:
             taken.append(f"the region `object` from `{place(source)}`")
         except (TypeError, ValueError) as error:
             notes.append(f"leaves out `{place(source)}`: {error}")
-            main = None
+            source = main = None
     left = [f"`{place(path)}`" for path, part in parts.items() if _is_box(path) or isinstance(part, Tensor)]
-    notes += [f"sets aside {', '.join(left)}"] if left else []
-    return ReadBatch(batch, where, labels, sizes, main, (f"reads {', '.join(taken)}", *notes))
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        notes.append(f"sets aside {', '.join(left[:5])}{more}")
+    views = any(_is_image(part) and part.shape == images.shape and not _name(path) for path, part in parts.items())
+    return ReadBatch(batch, where, labels, source, sizes, main, (f"reads {', '.join(taken)}", *notes), views)
 
 
 def _find_region(
@@ -122,8 +130,12 @@ def _find_region(
     if targets is not None:
         return targets, *_of_targets(parts.pop(targets), images, sizes)
     masks = [path for path, part in parts.items() if _is_mask(part, n, size) and not _NO_MASKS & _words(path)]
-    if masks:
-        first = [*_by_name(masks, MASKS), *masks][0]
+    masks = [path for path in masks if _name(path) not in IMAGES and not _is_picture(parts[path], images)]
+    varied = [path for path in masks if len(parts[path].unique()) > 1]  # unlike a mask of all that counts
+    masks = varied or masks
+    usual = _by_name(masks, MASKS)
+    if usual or len(masks) == 1 or (masks and not any(map(_name, masks))):  # of several names none tells
+        first = [*usual, *masks][0]
         return first, *_of_mask(parts.pop(first))
     for path, part in parts.items():
         if type(part).__name__ == "BoundingBoxes" and part.shape == (n, 4):
@@ -189,7 +201,7 @@ def _find_images(raw: Any, parts: Mapping[Path, Any]) -> Path:
     raise AskError(
         f"cannot read the batch {structure(raw)}{known}; expected images (n, c, H, W) alone, first in a tuple or under "
         "a name such as 'image'; pass `batch_fn=lambda batch: Batch(images=..., labels=...)`",
-        batch_fn=_to_paste(raw, fits[0] if fits else None, None),
+        **({"batch_fn": _to_paste(raw, fits[0], None)} if fits else {}),
     )
 
 
@@ -218,11 +230,33 @@ def _as_images(found: Any) -> tuple[Tensor, Tensor | None]:
     return torch.stack(padded), torch.tensor([image.shape[1:] for image in found])
 
 
-def _find_labels(parts: Mapping[Path, Any], n: int) -> Path | None:
+def _find_labels(raw: Any, parts: Mapping[Path, Any], n: int, images: Path) -> Path | None:
     fits = [path for path, part in parts.items() if _may_be_labels(part, n) and not _is_box(path)]
-    speaking = [path for path in fits if _LABEL_WORDS & _words(path)]
+    speaking = [path for path in fits if _LABEL_WORDS & _words(path) and not _NO_LABEL_WORDS & _words(path)]
     unnamed = [path for path in fits if not _name(path)]
-    return next(iter([*_by_name(fits, LABELS), *speaking, *unnamed]), None)
+    of_whole = [path for path in unnamed if not _is_fraction(parts[path])] or unnamed
+    found = [*_by_name(fits, LABELS), *speaking, *sorted(of_whole, key=lambda path: _is_before(path, images))]
+    together = [path for path in found if len(path) > 1 and path[:-1] == found[0][:-1] != images[:-1]]
+    if found and _name(found[0]) not in LABELS and len(alike := speaking or together) > 1:
+        several = ", ".join(_place(raw, path) for path in alike)
+        raise AskError(
+            f"cannot read the batch {structure(raw)}: labels may be any of {several}; pass "
+            "`batch_fn=lambda batch: Batch(images=..., labels=...)`",
+            batch_fn=_to_paste(raw, images, found[0]),
+        )
+    return found[0] if found else None
+
+
+def _is_fraction(part: Any) -> bool:
+    """Whether it holds numbers that are not whole, as weights and embeddings are."""
+    values = torch.as_tensor(part)
+    return values.is_floating_point() and bool((values != values.round()).any()) and values.ndim == 1
+
+
+def _is_before(path: Path, images: Path) -> bool:
+    """Whether a part of a tuple comes before the images, as an index does rather than a label."""
+    places = [one[0] for one in (path, images) if one and isinstance(one[0], int)]
+    return len(places) == 2 and places[0] < places[1]
 
 
 def _may_be_labels(part: Any, n: int) -> bool:
@@ -233,6 +267,12 @@ def _may_be_labels(part: Any, n: int) -> bool:
 
 def _is_box(path: Path) -> bool:
     return "box" in _name(path)
+
+
+def _is_picture(part: Tensor, images: Tensor) -> bool:
+    """Whether a part of the images' own shape may be other images, since these have few values as well."""
+    alike = part.shape == images.shape
+    return alike and (images.shape[1] > 1 or _is_one_mask(images))
 
 
 def _is_one_mask(part: Any) -> bool:
@@ -319,9 +359,16 @@ def _place(value: Any, path: Path) -> str:
     return text
 
 
-def _to_paste(raw: Any, images: Path | None, labels: Path | None) -> str:
-    first, second = ("..." if path is None else _place(raw, path) for path in (images, labels))
-    return f"lambda batch: Batch(images={first}, labels={second})"
+def _to_paste(raw: Any, images: Path, labels: Path | None) -> str:
+    second = "" if labels is None else f", labels={_place(raw, labels)}"
+    return f"lambda batch: Batch(images={_place(raw, images)}{second})"
+
+
+def _kind(value: Any) -> Any:
+    """What is the same for values that can be told of at once."""
+    if isinstance(value, Tensor):
+        return value.ndim, value.dtype
+    return tuple(value) if isinstance(value, Mapping) else (type(value), len(items_of(value) or ()))
 
 
 def structure(value: Any, depth: int = 3) -> str:
@@ -337,7 +384,10 @@ def structure(value: Any, depth: int = 3) -> str:
         more = ", ..." if len(items) > 12 else ""
         inside = ", ".join(f"{key!r}: {structure(one, depth - 1)}" for key, one in items[:12]) + more
         return f"{{{inside}}}" if isinstance(value, Mapping) else f"{type(value).__name__}({inside})"
-    runs = [(text, len(list(same))) for text, same in groupby(structure(one, depth - 1) for _, one in items)]
-    inside = ", ".join(f"{count} x {text}" if count > 1 else text for text, count in runs[:8])
-    inside += ", ..." if len(runs) > 8 else ""
+    runs = []
+    for _, same in groupby((one for _, one in items), _kind):
+        texts = [structure(one, depth - 1) for one in same]
+        like = "x" if len(set(texts)) == 1 else "like"
+        runs.append(f"{len(texts)} {like} {texts[0]}" if len(texts) > 1 else texts[0])
+    inside = ", ".join(runs[:8]) + (", ..." if len(runs) > 8 else "")
     return f"({inside})" if isinstance(value, tuple) else f"[{inside}]"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_gradcam.attribution.batch import Batch
 from lightning_gradcam.attribution.functional import default_forward
-from lightning_gradcam.attribution.question import predict
+from lightning_gradcam.attribution.question import predict, reading_logits
 from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import Target, as_target, label, logits, score
 
@@ -286,11 +286,11 @@ def fix_predicted_classes(batch: Batch, run: Callable[[Batch], Any], at_once: in
     return placed, lambda output, part: label(output, replace(part, labels=classes[list(map(int, part.ids))]))
 
 
-def _probability(ask: Target) -> Target:
+def _probability(ask: Target, sigmoid: bool) -> Target:
     """A target that reads logits, asked about probabilities."""
 
     def likely(output: Any, part: Batch) -> Tensor:
-        found = predict(output, part) or predict(output, replace(part, labels=None))
+        found = predict(output, part, sigmoid) or predict(output, replace(part, labels=None), sigmoid)
         return ask(found.probabilities if found else output, part)  # of an output without logits it says what is wrong
 
     return likely
@@ -316,11 +316,12 @@ def _scores_under_masks(
 
     def look(model: nn.Module) -> Tensor:
         ask, run = stand_in.of(own), forward_on_copies(model, stand_in.of(forward_fn))
+        run, sigmoid = reading_logits(run, ask, batch)
         asked, blank = batch, _baseline_images(batch.images, baseline)
         if target == "predicted":
             asked, ask = fix_predicted_classes(batch, run, at_once)
         if probability and not callable(target):
-            ask = _probability(ask)
+            ask = _probability(ask, sigmoid)
         changed = (replace(asked, images=torch.where(mask, blank, batch.images)) for mask in masks())
         return torch.stack([_scores_of(one, ask, run, at_once).float() for one in changed]).cpu()
 

@@ -16,7 +16,7 @@ from lightning_gradcam.attribution.functional import attribute, default_forward
 from lightning_gradcam.attribution.layers import Layer, check_layers
 from lightning_gradcam.attribution.layout import Grid, Layout, as_layout
 from lightning_gradcam.attribution.methods import Method, as_method
-from lightning_gradcam.attribution.question import Question
+from lightning_gradcam.attribution.question import Question, reading_logits
 from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import Target, as_target
 from lightning_gradcam.metrics.faithfulness import (
@@ -88,6 +88,7 @@ def randomization(
     def look(model: nn.Module) -> dict[str, Tensor]:
         ask, method, run = stand_in.of(own), stand_in.of(compute), forward_on_copies(model, stand_in.of(forward_fn))
         asked = batch.apply(Tensor.clone)  # labels made in inference mode could take no part in a graph
+        run, _ = reading_logits(run, ask, asked)
         if target == "predicted":
             asked, ask = fix_predicted_classes(asked, run, at_once)
         layouts = locate_layers(model, list(map(stand_in.of, layer)), layout, asked, run, ask).layouts

@@ -113,7 +113,7 @@ def _classes_of_label(label: Tensor) -> list[float]:
     """The classes that a label names, or its value; empty where it is none."""
     if label.numel() == 1:
         return [] if label.isnan() or label == NO_LABEL else [float(label)]
-    return [int(index) for index in (label == 1).nonzero()[:, 0]]
+    return [int(index) for index in (label > 0.5).nonzero()[:, 0]]
 
 
 def grid(

@@ -59,13 +59,19 @@ class Probe:
     k: int | None = None
 
     @property
+    def with_label(self) -> Tensor | None:
+        """The rows whose samples have a label; ``None``: all, or there are no labels at all."""
+        labels = self.rows.labels
+        return None if labels is None else labelled(labels).nonzero()[:, 0]
+
+    @property
     def counted(self) -> Tensor | None:
         """The rows that numbers are taken over: of a target that asks for labels those that have one; ``None``: all."""
-        target, labels = self.question.target, self.rows.labels
+        target = self.question.target
         asks_labels = target is label or (
             isinstance(target, (SegmentationTarget, DetectionTarget)) and target.index is None
         )
-        return labelled(labels).nonzero()[:, 0] if asks_labels and labels is not None else None
+        return self.with_label if asks_labels else None
 
     def with_first_look(self, k: int, layouts: Mapping[str, Layout]) -> Probe:
         """The same with ``k`` rows a sample, and with the layouts."""

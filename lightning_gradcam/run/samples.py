@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from lightning_gradcam.attribution.batch import Batch, of_rows
 from lightning_gradcam.attribution.doubles import Doubles
@@ -291,7 +291,7 @@ def fixed_batch(
         read = replace(read, batch=read.batch.apply(lambda tensor: tensor.detach().to("cpu", copy=True)))
     batch = read.batch
     if not batch.ids:
-        batch = replace(batch, ids=indices or range(len(batch.images)))
+        batch = replace(batch, ids=_names_of(indices, len(batch.images)))
     broken = [name for name, image in zip(batch.ids, batch.images, strict=True) if not image.isfinite().all()]
     if broken:
         raise ValueError(
@@ -303,6 +303,14 @@ def fixed_batch(
     return Loaded(replace(read, batch=batch), raw, Fingerprint.of(batch, length))
 
 
+def _names_of(indices: list[int] | None, n: int) -> Sequence[int | str]:
+    """The dataset's indices, numbered where it gives several images an index, as crops of it."""
+    if indices is None or n % len(indices):
+        return range(n)
+    times = n // len(indices)
+    return indices if times == 1 else [f"#{index}/{number + 1}" for index in indices for number in range(times)]
+
+
 def _read(raw: Any, batch_fn: Callable[[Any], Batch]) -> ReadBatch:
     if batch_fn is default_batch:
         return read_batch(raw)
@@ -312,21 +320,38 @@ def _read(raw: Any, batch_fn: Callable[[Any], Batch]) -> ReadBatch:
     return ReadBatch.of(batch)
 
 
-def some_labels(dataset: Any, number: int) -> list[Tensor]:
-    """Some labels of a dataset, evenly spaced; none where they cannot be read item by item.
+def some_labels(loader: Any, dataset: Any, number: int, batch_fn: Callable[[Any], Batch]) -> Tensor | None:
+    """Labels of a dataset, evenly spaced, read as its loader reads them where it has no list of them.
 
     Args:
-        dataset: See :func:`balanced`; of others so many items are read.
-        number: How many, at most.
+        loader: See :func:`load`.
+        dataset: The dataset.
+        number: How many labels, at most.
+        batch_fn: Reads a batch.
+
+    Returns:
+        ``(number, ...)``; ``None`` where they cannot be had.
     """
-    with suppress(Exception), random_state(SEED, holder=dataset):  # of the user's
+    with suppress(Exception):  # of the user's
         indices = choose(number, len(dataset))
         labels = _label_list(dataset)
         if labels is not None:
-            return [torch.as_tensor(labels[index]) for index in indices]
-        read = [read_batch(default_collate([dataset[index]])).batch.labels for index in indices]
-        return [one[0] for one in read if one is not None]
-    return []
+            return torch.stack([torch.as_tensor(labels[index]) for index in indices])
+        collate = getattr(loader, "collate_fn", None) or default_collate
+        options = {"collate_fn": Doubles((collate,)).of(collate), "batch_sampler": BatchSampler(indices, 16, False)}
+        with random_state(SEED, holder=(dataset, options["collate_fn"])):
+            batches = [batch_fn(batch) for batch in DataLoader(dataset, **_way_of_loading(loader), **options)]
+        return torch.cat([batch.labels for batch in batches if batch.labels is not None])
+    return None
+
+
+def number_of_classes(dataset: Any) -> int | None:
+    """One more than the largest label of a dataset that has all of them as a list; ``None`` where it has not."""
+    with suppress(Exception):  # of the user's
+        labels = torch.as_tensor(_label_list(dataset))
+        if labels.ndim == 1 and bool((labels == labels.round()).all()) and int(labels.max()) > 0:
+            return int(labels.max()) + 1
+    return None
 
 
 def balanced(dataset: Dataset[Any], number: int) -> list[int]:

@@ -65,6 +65,7 @@ class Session:
         self.last_step: int | None = None
         self.first_batch: Any = None
         self._already_told: set[str] = set()
+        self._has_waited = False  # for a first look that could not be taken before training
         self._observer: Observer | None = None
         self._resumed_record: dict[str, Any] | None = None
         self._failures = 0
@@ -246,9 +247,11 @@ class Session:
     def _is_failure(self, trainer: Trainer, error: Exception, may_wait: bool) -> bool | None:
         """Tell why there is nothing to be seen: now, which is a failure, or yet or ever; ``None``: it ends the run."""
         if isinstance(error, NoBatchYetError):
+            self._has_waited = True
             self._tell_once(f"takes its first look with the first validation: {error}")
             return False
-        never = isinstance(error, (NoMapError, NoStandInError)) and not self.setup_verified
+        # After some training it is too late to ask.
+        never = not self.setup_verified and (self._has_waited or isinstance(error, (NoMapError, NoStandInError)))
         if is_sharded(trainer) or (never and self.settings.on_error == "raise"):
             return None
         if never:
@@ -257,6 +260,7 @@ class Session:
             warn_of_no_look(error)
             return False
         if may_wait and not self.setup_verified and in_forward(error):
+            self._has_waited = True
             warn_of_no_look(error, yet=True)
             return False
         if self._is_fatal:
@@ -292,7 +296,7 @@ def _localization(settings: Settings, probe: Probe, seen: Seen) -> dict[str, flo
         probe.rows.groups,
         seen.target_classes,
         seen.k if ranked else None,
-        probe.counted,
+        probe.with_label,
     )
 
 

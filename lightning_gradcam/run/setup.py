@@ -19,7 +19,7 @@ from lightning_gradcam.attribution.isolation import torch_defaults
 from lightning_gradcam.attribution.labels import name_one_class
 from lightning_gradcam.attribution.layers import find_layer
 from lightning_gradcam.attribution.layout import Layout
-from lightning_gradcam.attribution.question import Asked, decide, first_look
+from lightning_gradcam.attribution.question import Asked, Classes, decide, first_look
 from lightning_gradcam.attribution.reading import AskError, ReadBatch
 from lightning_gradcam.attribution.regions import region_masks
 from lightning_gradcam.attribution.stand_in import StandIn
@@ -33,10 +33,10 @@ from lightning_gradcam.record.record import Record
 from lightning_gradcam.run.failures import on_first_process
 from lightning_gradcam.run.probe import Probe, describe_samples, layer_prefixes
 from lightning_gradcam.run.reference import ReferenceRun
-from lightning_gradcam.run.samples import Loaded, fixed_batch, some_labels
+from lightning_gradcam.run.samples import Loaded, fixed_batch, number_of_classes, some_labels
 from lightning_gradcam.run.settings import Settings, in_words
 from lightning_gradcam.run.sources import choose_source
-from lightning_gradcam.run.trainer import LightningModule, Trainer
+from lightning_gradcam.run.trainer import LightningModule, Source, Trainer
 
 _T = TypeVar("_T")
 Run = Callable[[Callable[[Any, Batch], Any], nn.Module, Batch], Any]
@@ -97,12 +97,13 @@ def prepare(
     def load() -> Loaded:
         loaded = fixed_batch(trainer, pl_module, source, samples, settings.batch_fn)
         _check_localization(settings, loaded.read.batch)
-        return _with_multilabel(loaded, told_by[0], pl_module)
+        return _with_multilabel(loaded, settings, source, told_by[0], pl_module)
 
     def look(model: nn.Module, loaded: Loaded) -> _Found:
         batch = loaded.read.batch.apply(lambda tensor: tensor.to(pl_module.device))
         read = replace(loaded.read, batch=batch)
-        return _look(model, read, loaded.raw, settings, stand_in, run, class_names, restored or {})
+        classes = Classes(class_names, number_of_classes(told_by[0]), read.views)
+        return _look(model, read, loaded.raw, settings, stand_in, run, classes, restored or {})
 
     loaded, found = _find_out(settings, pl_module, load, lambda loaded: stand_in.look(partial(look, loaded=loaded)))
     asked, settings = found.asked, _settled(settings, found)
@@ -165,7 +166,7 @@ def _look(
     settings: Settings,
     stand_in: StandIn,
     run: Run,
-    class_names: Sequence[str] | None,
+    classes: Classes,
     restored: Mapping[str, Any],
 ) -> _Found:
     """Find out by a stand-in how to run the model, what its output is and which layers to look at."""
@@ -175,7 +176,12 @@ def _look(
         notes += [f"calls `{forward_fn.name}`"] if forward_fn.images is not None else []
     forward = partial(run, forward_fn, model)
     output, few = first_look(forward, batch)
-    asked = decide(stand_in.of(settings.target), output, few, batch, read.main_classes, class_names, restored)
+    try:
+        asked = decide(stand_in.of(settings.target), output, few, batch, read.main_classes, classes, restored)
+    except ValueError as error:
+        if isinstance(error, AskError) or not read.notes:
+            raise
+        raise ValueError(f"{error} (the callback {read.notes[0]})") from error
     question, layers = asked.question, list(map(stand_in.of, settings.target_layer))
     located = locate_layers(model, layers, settings.grid, asked.batch, question.to_answer(forward), question)
     notes += asked.notes
@@ -194,16 +200,20 @@ def _check_localization(settings: Settings, batch: Batch) -> None:
         )
 
 
-def _with_multilabel(loaded: Loaded, dataset: Any, pl_module: LightningModule) -> Loaded:
+def _with_multilabel(loaded: Loaded, settings: Settings, source: Source, dataset: Any, modules: nn.Module) -> Loaded:
     """The fixed batch, which knows whether a row of its labels may name several classes."""
     batch, labels = loaded.read.batch, loaded.read.batch.labels
-    if batch.multilabel is not None or labels is None or labels.ndim == 1 or not name_one_class(labels):
+    if batch.multilabel is not None or labels is None or labels.ndim == 1 or labels.shape[1] == 1:
         return loaded
-    # Rows with one positive each are one-hot labels, or happen to be so in these samples.
-    several = any(type(module).__name__.startswith(_LOSSES_OF_SEVERAL) for module in pl_module.modules())
-    others = [] if several else some_labels(dataset, _LABELS_TO_READ)
-    several = several or any(one.shape == labels.shape[1:] and not name_one_class(one[None]) for one in others)
-    return replace(loaded, read=replace(loaded.read, batch=replace(batch, multilabel=several)))
+    several, notes = not name_one_class(labels), loaded.read.notes
+    if not several:
+        # Rows with one positive each are one-hot labels, or happen to be so in these samples.
+        several = any(type(module).__name__.startswith(_LOSSES_OF_SEVERAL) for module in modules.modules())
+        others = None if several else some_labels(source.loader, dataset, _LABELS_TO_READ, settings.batch_fn)
+        several = several or (others is not None and others.ndim == 2 and not name_one_class(others))
+        how = "one class" if not several else "several classes"
+        notes = (*notes, f"reads a row of labels as {how}; `Batch(multilabel={not several})` says otherwise")
+    return replace(loaded, read=replace(loaded.read, batch=replace(batch, multilabel=several), notes=notes))
 
 
 def _check_forward(settings: Settings, pl_module: LightningModule) -> bool:

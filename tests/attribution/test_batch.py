@@ -52,6 +52,8 @@ def test_shows_what_it_cannot_read(batch, shown):
 def test_structure_of_long_lists():
     assert structure(list(range(100))) == "[100 x int]"
     assert structure([1, "a"] * 50) == "[" + "int, str, " * 4 + "...]"
+    ragged = [{"boxes": torch.zeros(i, 4)} for i in range(9)]
+    assert structure(ragged) == "[9 like {'boxes': tensor (0, 4) float32}]"
     assert structure({"a": {"b": {"c": {"d": 1}}}}) == "{'a': {'b': {'c': dict of 1}}}"
 
 

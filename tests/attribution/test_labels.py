@@ -37,6 +37,10 @@ def batch(labels, multilabel=None):
         ([[1.0, NAN, 0.0]], 3, [[1, UNKNOWN, 0]]),
         ([[0.05, 0.95, 0.95]], 3, [[0, 1, 1]]),  # smoothed, of several classes
         ([[True, True]], 2, [[1, 1]]),
+        ([-1.0, 1.0, NAN], 1, [0, 1, NO_LABEL]),
+        ([[0, 0, 1], [-1, -1, -1]], 3, [2, NO_LABEL]),
+        ([True, False], 2, [1, 0]),
+        ([True, False], 1, [1, 0]),
     ],
 )
 def test_by_hand(labels, outputs, expected):
@@ -44,6 +48,13 @@ def test_by_hand(labels, outputs, expected):
     assert found.tolist() == expected
     again = Batch(torch.zeros(len(found), 3, 4, 4), found, multilabel=found.ndim == 2)
     assert torch.equal(class_labels(again, outputs), found)
+
+
+def test_labels_of_bytes_and_of_half_precision():
+    images = torch.zeros(2, 3, 4, 4)
+    assert class_labels(Batch(images, torch.tensor([254, 7], dtype=torch.uint8)), 300).tolist() == [254, 7]
+    mixed = torch.tensor([[0.3, 0.7, 0.0], [0.9, 0.05, 0.05]], dtype=torch.bfloat16)
+    assert class_labels(Batch(images, mixed), 3).tolist() == [1, 0]
 
 
 def test_what_a_row_means_can_be_said():

@@ -33,7 +33,7 @@ class Output:
         (Output(LOGITS, VECTORS), None, LOGITS),
         (SimpleNamespace(logits=LOGITS, hidden=VECTORS), None, LOGITS),
         ({"embedding": VECTORS, "logits": LOGITS}, None, LOGITS),
-        ({"clip": VECTORS, "logits_per_image": LOGITS}, None, LOGITS),
+        (({"logits": LOGITS}, VECTORS), None, LOGITS),
         ({"anything": LOGITS, "loss": torch.tensor(1.0)}, None, LOGITS),
         ({"a": VECTORS, "b": LOGITS}, 3, LOGITS),
         ((MAPS, LOGITS), None, LOGITS),
@@ -47,7 +47,16 @@ def test_logits_are_found(output, classes, expected):
 
 
 @pytest.mark.parametrize(
-    "output", [{"a": VECTORS, "b": LOGITS}, torch.rand(2, 7, 5), "text", [], {"loss": torch.rand(())}]
+    "output",
+    [
+        {"a": VECTORS, "b": LOGITS},
+        (MAPS, VECTORS, LOGITS),
+        {"logits_per_image": LOGITS, "embedding": VECTORS},
+        torch.rand(2, 7, 5),
+        "text",
+        [],
+        {"loss": torch.rand(())},
+    ],
 )
 def test_where_several_may_be_meant_or_none_is_there_nothing_is_found(output):
     assert find_logits(output, 2) is None
@@ -66,6 +75,14 @@ def test_where_several_may_be_meant_or_none_is_there_nothing_is_found(output):
         (lambda z: z.softmax(1).T.contiguous().T, LOG_ODDS),
         (lambda z: z.log_softmax(1), ""),
         (lambda z: z * z.sigmoid(), ""),
+        (lambda z: (z.sigmoid() + (2 * z).sigmoid()) / 2, LOG_ODDS),  # an ensemble
+        (lambda z: torch.stack([z.softmax(1), z.softmax(1)]).mean(0), LOG_ODDS),
+        (lambda z: torch.cat([1 - z[:, :1].sigmoid(), z[:, :1].sigmoid()], 1), LOG_ODDS),
+        (lambda z: z.softmax(1).unbind(1)[1], LOG_ODDS),
+        (lambda z: z.log_softmax(1).exp(), LOG_ODDS),
+        (lambda z: z.sigmoid() * 0.999 + 5e-4, LOG_ODDS),
+        (lambda z: 7 * z.sigmoid() + 2, ""),  # no probabilities any more
+        (lambda z: z.sigmoid() + z, ""),
     ],
 )
 def test_probabilities_are_told_by_the_operation_that_made_them(function, expected):

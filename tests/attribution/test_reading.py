@@ -38,6 +38,10 @@ class Item:
         ([IMAGES, IMAGES + 1], LABELS),
         (IMAGES, [1, 0]),
         {"image": IMAGES, "label": LABELS, "bbox": torch.rand(2, 4)},
+        (torch.tensor([7, 9]), IMAGES, LABELS),
+        {"image": IMAGES, "class_weight": torch.ones(2), "target_size": torch.ones(2, 2), "class_id": LABELS},
+        (IMAGES, torch.tensor([0.5, 0.25]), LABELS),
+        {"image": IMAGES, "instances": torch.ones(2, 8, 8), "semantic": torch.ones(2, 8, 8), "y": LABELS},
     ],
 )
 def test_images_and_labels_are_found_by_what_they_are(raw):
@@ -66,9 +70,28 @@ def test_what_was_taken_for_what_is_told_as_one_would_write_it():
 def test_what_cannot_be_told_is_asked_for():
     with pytest.raises(AskError, match=r"images may be any of batch\['left'\], batch\['right'\]") as raised:
         read_batch({"left": IMAGES, "right": IMAGES})
-    assert raised.value.arguments == {"batch_fn": "lambda batch: Batch(images=batch['left'], labels=...)"}
+    assert raised.value.arguments == {"batch_fn": "lambda batch: Batch(images=batch['left'])"}
     with pytest.raises(AskError, match=r"cannot read the batch \{'volume': tensor \(2, 1, 4, 8, 8\) float32\}"):
         read_batch({"volume": torch.rand(2, 1, 4, 8, 8)})
+
+
+def test_other_images_of_few_values_are_no_masks():
+    binary = (torch.rand(2, 3, 8, 8) > 0.5).float()
+    for first, second in ((binary, 1 - binary), (binary[:, :1], 1 - binary[:, :1]), (IMAGES, binary)):
+        assert read_batch((first, second, LABELS)).batch.regions == {}
+    read = read_batch((IMAGES, torch.ones(2, 8, 8), squares(2, 3)))  # of a mask that holds all the other one counts
+    assert read.batch.regions["object"].sum((1, 2)).tolist() == [4, 9]
+
+
+def test_of_several_labels_by_names_of_their_own_none_is_guessed():
+    with pytest.raises(AskError, match=r"labels may be any of batch\['coarse_label'\], batch\['fine_label'\]"):
+        read_batch({"img": IMAGES, "coarse_label": LABELS, "fine_label": LABELS + 1})
+
+
+def test_of_several_labels_together_none_is_guessed():
+    with pytest.raises(AskError, match=r"labels may be any of batch\[1\]\[0\], batch\[1\]\[1\]; pass") as raised:
+        read_batch((IMAGES, (LABELS, LABELS + 1)))
+    assert raised.value.arguments == {"batch_fn": "lambda batch: Batch(images=batch[0], labels=batch[1][0])"}
 
 
 def squares(*sides, value=1, size=8):

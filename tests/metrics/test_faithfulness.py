@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from tiny import Restless, mixed_model, tiny_net, untouched
 from torch import Tensor, nn
 
-from lightning_gradcam import Batch, TopTarget, gradcam
+from lightning_gradcam import Batch, TopTarget, gradcam, guided_backprop
 from lightning_gradcam.metrics.drift import similarity
 from lightning_gradcam.metrics.faithfulness import (
     at_patches,
@@ -469,3 +469,19 @@ def test_several_scores_a_sample_are_refused():
     ):
         with pytest.raises(ValueError, match="`target` must give one score a sample here, got 2"):
             check()
+
+
+@pytest.mark.parametrize("ending", [nn.Softmax(1), nn.Sigmoid()])
+@pytest.mark.parametrize("target", ["label", "predicted", 1])
+def test_a_net_that_ends_in_probabilities_is_asked_as_one_that_ends_in_logits(ending, target):
+    torch.manual_seed(0)
+    plain = tiny_net().eval()
+    model, batch = nn.Sequential(plain, ending), Batch(torch.rand(3, 3, 16, 16), torch.tensor([0, 1, 2]))
+    found, expected = (occlusion(one, batch, target, patch=8) for one in (model, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    if isinstance(ending, nn.Softmax):
+        maps = torch.rand(3, 4, 4)
+        found, expected = (deletion(one, batch, maps, target, steps=4) for one in (model, plain))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    found, expected = (guided_backprop(one, batch.images, target, batch.labels) for one in (model, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
