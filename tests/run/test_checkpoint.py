@@ -119,7 +119,7 @@ class Shift:
     [("label", "label"), (1, "1"), (Shift(), "Shift"), (partial(Shift()), "partial"), (SegmentationTarget(1), None)],
 )
 def test_a_question_has_the_same_words_in_every_process(target, words):
-    words = words or "SegmentationTarget(index=1, region=None)"
+    words = words or "SegmentationTarget(index=1)"
     assert GradCAMCallback(target=target).settings.question == f"target {words} · gradcam"
 
 
