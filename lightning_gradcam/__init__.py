@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lightning_gradcam.picture.display import Display
     from lightning_gradcam.record.compare import compare
     from lightning_gradcam.record.record import Record
-    from lightning_gradcam.run.samples import balanced
+    from lightning_gradcam.run.dataset_labels import balanced
     from lightning_gradcam.run.settings import Drift
 
 __all__ = [
@@ -56,7 +56,7 @@ _HOMES = {
     "picture.display": ["Display"],
     "record.compare": ["compare"],
     "record.record": ["Record"],
-    "run.samples": ["balanced"],
+    "run.dataset_labels": ["balanced"],
     "run.settings": ["Drift"],
 }
 

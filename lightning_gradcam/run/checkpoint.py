@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lightning_gradcam.attribution.decision import to_state as reading_state
 from lightning_gradcam.attribution.methods import ADDITIVE_METHODS
-from lightning_gradcam.attribution.question import to_state as reading_state
 from lightning_gradcam.run.history import History
 from lightning_gradcam.run.probe import Probe
 from lightning_gradcam.run.samples import Fingerprint

@@ -14,12 +14,13 @@ from torch.utils.data import Dataset
 from lightning_gradcam.attribution.batch import Batch
 from lightning_gradcam.attribution.calling import find_call
 from lightning_gradcam.attribution.choice import NoMapError, locate_layers
+from lightning_gradcam.attribution.decision import Asked, Classes, decide
 from lightning_gradcam.attribution.functional import default_forward
 from lightning_gradcam.attribution.isolation import torch_defaults
 from lightning_gradcam.attribution.labels import name_one_class
 from lightning_gradcam.attribution.layers import find_layer
 from lightning_gradcam.attribution.layout import Layout
-from lightning_gradcam.attribution.question import Asked, Classes, decide, first_look
+from lightning_gradcam.attribution.question import first_look
 from lightning_gradcam.attribution.reading import AskError, ReadBatch
 from lightning_gradcam.attribution.regions import region_masks
 from lightning_gradcam.attribution.stand_in import StandIn
@@ -30,10 +31,11 @@ from lightning_gradcam.picture.display import photos
 from lightning_gradcam.picture.text import load_font, missing_letters
 from lightning_gradcam.record.compare import sample_mismatch
 from lightning_gradcam.record.record import Record
+from lightning_gradcam.run.dataset_labels import number_of_classes, some_labels
 from lightning_gradcam.run.failures import on_first_process
 from lightning_gradcam.run.probe import Probe, describe_samples, layer_prefixes
 from lightning_gradcam.run.reference import ReferenceRun
-from lightning_gradcam.run.samples import Loaded, fixed_batch, number_of_classes, some_labels
+from lightning_gradcam.run.samples import Loaded, fixed_batch
 from lightning_gradcam.run.settings import Settings, in_words
 from lightning_gradcam.run.sources import choose_source
 from lightning_gradcam.run.trainer import LightningModule, Source, Trainer
