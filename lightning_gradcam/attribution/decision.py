@@ -51,7 +51,7 @@ class Classes:
 
         Args:
             columns: How many.
-            labels: Whether some sample has a label.
+            labels: Whether the batch has labels, be it that its samples have none.
             asked: Whether the user asks for classes in so many words.
         """
         names = len(self.names or ())

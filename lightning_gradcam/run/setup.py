@@ -157,7 +157,7 @@ def _find_out(
     loaded = attempt(load)
     found = attempt(partial(look, loaded)) if loaded and has_forward else None
     if problems or loaded is None or found is None:
-        raise _all_of(problems, settings)
+        raise _all_of(problems)
     return loaded, found
 
 
@@ -245,7 +245,7 @@ def _settled(settings: Settings, found: _Found) -> Settings:
     return replace(settings, target=target, target_name=f"target {name}", question=f"target {name}{method}")
 
 
-def _all_of(problems: Sequence[Exception], settings: Settings) -> Exception:
+def _all_of(problems: Sequence[Exception]) -> Exception:
     """One error for all that is missing, with what to paste."""
     different = {str(one): one for one in problems}.values()
     telling = [one for one in different if not isinstance(one, NoMapError)] or [*different]
@@ -256,8 +256,7 @@ def _all_of(problems: Sequence[Exception], settings: Settings) -> Exception:
     if len(telling) > 1:
         text = f"GradCAMCallback must be told {len(telling)} things:\n{text}"
     if paste:
-        named = [repr(layer) for layer in settings.target_layer if isinstance(layer, str)][:1]
-        call = ", ".join([*named, *(f"{name}={value}" for name, value in paste.items())])
+        call = ", ".join(f"{name}={value}" for name, value in paste.items())
         text += f"\nTo paste, beside your other arguments: GradCAMCallback({call})"
     error = AskError(text, **paste)
     vars(error).update({name: value for one in telling for name, value in vars(one).items() if name != "arguments"})

@@ -302,7 +302,7 @@ def test_all_that_is_missing_is_told_at_once():
     assert [line[:3] for line in problems] == ["1. ", "2. "]
     assert "'net.nine' is not a layer of Pair" in problems[0]
     assert "images may be any of batch['left'], batch['right']" in problems[1]
-    assert last.endswith("GradCAMCallback('net.nine', batch_fn=lambda batch: Batch(images=batch['left']))")
+    assert last.endswith("GradCAMCallback(batch_fn=lambda batch: Batch(images=batch['left']))")
 
 
 class UNet(nn.Module):
