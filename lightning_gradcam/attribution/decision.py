@@ -114,7 +114,8 @@ def decide(
         return _ask_boxes(batch, main_classes if target is label else None)
     question = Question(target, find_logits(output, n, classes.number))
     found = None if question.path is None else question.find(output, n)
-    if found is None or (question.path and reads_logits(target) and _holds_pictures(output, few.images)):
+    redrawn = found is not None and found.ndim == 2 and reads_logits(target) and _holds_pictures(output, few.images)
+    if found is None or redrawn:
         if not reads_logits(target):
             return Asked(replace(question, path=None), batch)
         raise AskError(

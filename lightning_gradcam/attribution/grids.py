@@ -227,6 +227,11 @@ def _first_that_agrees(options: Sequence[Reading], output: Tensor) -> Reading | 
     return None
 
 
+def _within_halves(side: int) -> list[int]:
+    """The rows or columns of a grid that lie in one half of the image; of a single one that one."""
+    return [i for i in range(side) if 2 * i + 1 != side or side == 1]
+
+
 def _own_share(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """By the place at which the grid begins: how much of what moves its cells is due to the quarter they lie in.
 
@@ -244,6 +249,8 @@ def _own_share(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     shares = (moved / moved.sum(0)).nan_to_num().unfold(1, math.prod(grid), 1).unflatten(2, grid)
     lower, right = (2 * torch.arange(side, device=rows.device) + 1 > side for side in grid)
     quarters = 2 * lower[:, None].long() + right
-    own = shares.gather(0, quarters.expand(1, *shares.shape[1:]))[0].flatten(1)
+    own = shares.gather(0, quarters.expand(1, *shares.shape[1:]))[0]
+    rows_within, columns_within = map(_within_halves, grid)
+    own = own[:, rows_within][:, :, columns_within].flatten(1)
     error = own.std(1) / own.shape[1] ** 0.5
     return own.mean(1), own.mean(1) - 1 / 4 > 5 * error
