@@ -178,7 +178,7 @@ def _try(
     # the shape must do.
     with _each_output(note), suppress(Exception):
         forward(drawn)
-    return found if reads_images else {call: one[0] for call, one in options.items()}
+    return found if reads_images else {call: one[0] for call, one in options.items() if one}
 
 
 def _with_quarters_drawn_anew(batch: Batch) -> Batch:

@@ -130,7 +130,8 @@ def _find_region(
     if targets is not None:
         return targets, *_of_targets(parts.pop(targets), images, sizes)
     masks = [path for path, part in parts.items() if _is_mask(part, n, size) and not _NO_MASKS & _words(path)]
-    masks = [path for path in masks if _name(path) not in IMAGES and not _is_picture(parts[path], images)]
+    named = _by_name(masks, MASKS)
+    masks = [path for path in masks if path in named or not (_name(path) in IMAGES or _is_picture(parts[path], images))]
     varied = [path for path in masks if len(parts[path].unique()) > 1]  # unlike a mask of all that counts
     masks = varied or masks
     usual = _by_name(masks, MASKS)
@@ -270,9 +271,10 @@ def _is_box(path: Path) -> bool:
 
 
 def _is_picture(part: Tensor, images: Tensor) -> bool:
-    """Whether a part of the images' own shape may be other images, since these have few values as well."""
-    alike = part.shape == images.shape
-    return alike and (images.shape[1] > 1 or _is_one_mask(images))
+    """Whether a part of the images' own shape may be other images, of few values: it is no class a pixel."""
+    if part.shape != images.shape or not part.is_floating_point():
+        return False
+    return bool((part.sum(1) != 1).any()) if images.shape[1] > 1 else _is_one_mask(images)
 
 
 def _is_one_mask(part: Any) -> bool:
