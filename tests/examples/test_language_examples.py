@@ -13,10 +13,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def trained(imported, monkeypatch):
-    """Train an example with its own settings, in an empty folder; what it has logged."""
+    """Train an example, in an empty folder; what it has logged."""
 
-    def train(name):
-        monkeypatch.setattr(sys, "argv", [name])
+    def train(name, *options):
+        monkeypatch.setattr(sys, "argv", [name, *options])
         module = imported(name)
         module.main()
         return events(Path("runs", name)), module
@@ -45,7 +45,7 @@ def test_the_map_of_a_word_lies_on_its_digit(trained, capsys):
 
 
 def test_the_map_of_a_question_lies_on_the_digit_that_it_is_about(trained, capsys):
-    log, example = trained("vqa")
+    log, example = trained("vqa", "--epochs", "11")
     uniform = importlib.import_module("scenes").UNIFORM
     assert last(log, "val/accuracy") > 0.8
     for key in ("mass_digit", *(f"mass_digit/{kind}" for kind in example.KINDS)):
