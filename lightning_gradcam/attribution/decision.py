@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from lightning_gradcam.attribution.batch import Batch
-from lightning_gradcam.attribution.labels import NoClassesError, class_labels, labelled, name_one_class
+from lightning_gradcam.attribution.labels import NoClassesError, class_labels, labelled
 from lightning_gradcam.attribution.outputs import LOG_ODDS, SIGMOID, activation_of, find_logits
 from lightning_gradcam.attribution.question import Question
 from lightning_gradcam.attribution.reading import AskError, items_of, structure
@@ -212,7 +213,9 @@ def _ask_value(question: Question, batch: Batch, main_classes: Tensor | None) ->
     if isinstance(target, (SegmentationTarget, DetectionTarget)) and main_classes is not None:
         return Asked(question, replace(batch, labels=main_classes))
     if batch.labels is not None and batch.labels.ndim == 2 and batch.multilabel is None:
-        batch = replace(batch, multilabel=not name_one_class(batch.labels))  # the same for every part of it
+        with suppress(ValueError):  # of labels that name no classes
+            several = class_labels(batch, batch.labels.shape[1]).ndim == 2
+            batch = replace(batch, multilabel=several)  # the same for every part of it
     return Asked(question, batch)
 
 

@@ -205,16 +205,15 @@ def _check_localization(settings: Settings, batch: Batch) -> None:
 def _with_multilabel(loaded: Loaded, settings: Settings, source: Source, dataset: Any, modules: nn.Module) -> Loaded:
     """The fixed batch, which knows whether a row of its labels may name several classes."""
     batch, labels = loaded.read.batch, loaded.read.batch.labels
-    if batch.multilabel is not None or labels is None or labels.ndim == 1 or labels.shape[1] == 1:
+    rows = labels is not None and labels.ndim == 2 and labels.shape[1] > 1
+    if batch.multilabel is not None or labels is None or not rows or not name_one_class(labels):
         return loaded
-    several, notes = not name_one_class(labels), loaded.read.notes
-    if not several:
-        # Rows with one positive each are one-hot labels, or happen to be so in these samples.
-        several = any(type(module).__name__.startswith(_LOSSES_OF_SEVERAL) for module in modules.modules())
-        others = None if several else some_labels(source.loader, dataset, _LABELS_TO_READ, settings.batch_fn)
-        several = several or (others is not None and others.ndim == 2 and not name_one_class(others))
-        how = "one class" if not several else "several classes"
-        notes = (*notes, f"reads a row of labels as {how}; `Batch(multilabel={not several})` says otherwise")
+    # Rows with one positive each are one-hot labels, or happen to be so in these samples.
+    several = any(type(module).__name__.startswith(_LOSSES_OF_SEVERAL) for module in modules.modules())
+    others = None if several else some_labels(source.loader, dataset, _LABELS_TO_READ, settings.batch_fn)
+    several = several or (others is not None and others.ndim == 2 and not name_one_class(others))
+    how = "several classes" if several else "one class"
+    notes = (*loaded.read.notes, f"reads a row of labels as {how}; `Batch(multilabel={not several})` says otherwise")
     return replace(loaded, read=replace(loaded.read, batch=replace(batch, multilabel=several), notes=notes))
 
 

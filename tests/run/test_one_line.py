@@ -99,8 +99,17 @@ def test_columns_beside_values_are_asked_about():
     paste = r"To paste, beside your other arguments: GradCAMCallback\(target=RegressionTarget\(column=0\)\)"
     with pytest.raises(ValueError, match=f"name no classes.*RegressionTarget.*\n{paste}"):
         run(Lit(net(4)), data(boxes))
+    with pytest.raises(ValueError, match=f"may be classes or coordinates.*\n{paste}"):
+        run(Lit(net(4)), data(torch.rand(16, 4)))
     record = run(Lit(net(4)), data(boxes), target=RegressionTarget(2))
     assert record.about["labels"] == [12.0] * 4
+
+
+def test_a_target_of_the_users_own_beside_values_predicts_no_class(captions):
+    record = run(Lit(net(4)), data(torch.rand(16, 4)), target=lambda output, batch: output[:, 0])
+    assert set(record.samples[-1]["predicted"]) == {-1}
+    assert captions[0].prediction[0] == ""
+    assert "gradcam/prediction_flips" not in record.numbers[-1]
 
 
 def test_a_net_that_ends_in_a_sigmoid_says_what_it_says():
