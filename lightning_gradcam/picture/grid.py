@@ -82,9 +82,9 @@ def captions(
 
     result, why = [], notes(maps)
     for i, sample in enumerate(batch.ids or range(len(batch.images))):
-        truths = [] if batch.labels is None else _classes_of_label(batch.labels[i])
-        label = "no label" if batch.labels is not None and not truths else "+".join(name(truth) for truth in truths)
-        title = f"{sample_name(sample)} {label}".strip()
+        truths = None if batch.labels is None else _classes_of_label(batch.labels[i])
+        label = "no label" if truths == [] else "+".join(name(truth) for truth in truths or ())
+        title, truths = f"{sample_name(sample)} {label}".strip(), truths or []
         probability = said = confidence = ""
         right = None
         if prediction is not None:
@@ -109,10 +109,13 @@ def captions(
     return result
 
 
-def _classes_of_label(label: Tensor) -> list[float]:
-    """The classes that a label names, or its value; empty where it is none."""
+def _classes_of_label(label: Tensor) -> list[float] | None:
+    """The classes that a label names, or its value; empty where it is none, ``None`` where it is several values."""
     if label.numel() == 1:
         return [] if label.isnan() or label == NO_LABEL else [float(label)]
+    parts = label[label > 0].float()
+    if (parts > 1).any() or ((parts != 1).any() and abs(float(parts.sum()) - 1) > 0.1):
+        return None
     return [int(index) for index in (label > 0.5).nonzero()[:, 0]]
 
 

@@ -108,6 +108,7 @@ def test_columns_beside_values_are_asked_about():
 def test_a_target_of_the_users_own_beside_values_predicts_no_class(captions):
     record = run(Lit(net(4)), data(torch.rand(16, 4)), target=lambda output, batch: output[:, 0])
     assert set(record.samples[-1]["predicted"]) == {-1}
+    assert captions[0].sample[0] == "#0"
     assert captions[0].prediction[0] == ""
     assert "gradcam/prediction_flips" not in record.numbers[-1]
 
