@@ -59,11 +59,11 @@ def _each_output(note: Callable[[nn.Module, Any], None]) -> Iterator[None]:
 
 def numbered(modules: Iterable[nn.Module]) -> list[Call]:
     """Of modules in the order in which they were called, each with the number of this call of it."""
-    times: Counter[int] = Counter()
+    times: dict[int, int] = {}
     found = []
-    for module in modules:
-        times[id(module)] += 1
-        found.append((id(module), times[id(module)]))
+    for key in map(id, modules):
+        times[key] = times.get(key, 0) + 1
+        found.append((key, times[key]))
     return found
 
 
@@ -90,9 +90,9 @@ def layouts_of(
     keys = {name: _call_of(name, module, calls) for name, module in layers.items()}
     options = readings(calls, batch, {key[0] for key in keys.values()})
     found = settled({key: options[key] for key in keys.values()}, batch, forward)
-    shapes = dict(zip(numbered(module for module, _ in calls), (shape for _, shape in calls), strict=True))
     for name, key in keys.items():
-        shape = tuple(shapes[key])
+        shapes = [shape for module, shape in calls if id(module) == key[0]]
+        shape = tuple(shapes[key[1] - 1])
         if key not in found and (len(shape) != 4 or math.prod(shape[2:]) < 2):
             names, tried = names_of_modules(model), _try(readings(calls, batch), batch, forward)
             others = [names[one][0] for (one, _), right in tried.items() if right and one in names and one != key[0]]
