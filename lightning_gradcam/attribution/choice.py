@@ -143,8 +143,12 @@ def choose_layer(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any]
         best, reason = _select(candidates, through, root)
         if best is None:
             problem = _why_none(model, calls, candidates, root)
-            advice = '; name one by `target_layer="..."`' if candidates and root.requires_grad else ""
-            raise NoMapError(f"no layer of {type(model).__name__} can be chosen, since {problem}{advice}")
+            advice = 'name one by `target_layer="..."`'
+            if not root.requires_grad:
+                advice = "let it pass there, without `.detach()` or `no_grad`"
+            elif not candidates:
+                advice = "Grad-CAM needs one, so there is nothing for `target_layer` to name"
+            raise NoMapError(f"no layer of {type(model).__name__} can be chosen, since {problem}; {advice}")
         notes = _note_few_cells(best, through, root)
     return Located({best.name: best.layout}, f"{_size(best)} cells, {reason}", notes)
 

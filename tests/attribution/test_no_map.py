@@ -30,7 +30,9 @@ def test_a_network_without_a_grid(layer):
     with pytest.raises(NoMapError) as error:
         gradcam(model, IMAGES, layer)
     if layer is None:
-        assert "since none of its modules hands out maps or tokens on a grid" in str(error.value)
+        assert "since none of its modules hands out maps or tokens on a grid; Grad-CAM needs one, so" in str(
+            error.value
+        )
     else:
         assert f"`target_layer` '{layer}' hands out (2, 8); expected maps or tokens of 2 samples" in str(error.value)
 
@@ -48,7 +50,7 @@ def test_a_name_without_a_grid_where_another_has_one():
 @pytest.mark.parametrize("layer", [None, "body"])
 def test_a_detached_score(layer):
     expected = {
-        None: "has no gradient: it ends behind `pool`, the last module whose output has one$",
+        None: "has no gradient: it ends behind `pool`, the last module whose output has one; let it pass there",
         "body": r"the score does not depend on `target_layer` 'body': something after it, such as `\.detach\(\)`",
     }
     with pytest.raises(NoMapError, match=expected[layer]):
