@@ -84,18 +84,20 @@ def balanced(dataset: Dataset[Any], number: int) -> list[int]:
 def _labels(dataset: Any) -> Sequence[Any]:
     labels = _label_list(dataset)
     if labels is not None:
-        return labels
+        return labels.tolist() if isinstance(labels, Tensor) else labels
     with random_state(SEED, holder=dataset):
         return [dataset[index][1] for index in range(len(dataset))]
 
 
-def _label_list(dataset: Any) -> Sequence[Any] | None:
-    """All labels of a dataset that has them as a list; ``None`` where they must be read item by item."""
+def _label_list(dataset: Any) -> Sequence[Any] | Tensor | None:
+    """All labels of a dataset that has them at once; ``None`` where they must be read item by item."""
     if isinstance(dataset, Subset):
         labels = _label_list(dataset.dataset)
+        if isinstance(labels, Tensor):
+            return labels[list(dataset.indices)]
         return None if labels is None else [labels[index] for index in dataset.indices]
     if isinstance(dataset, TensorDataset):
-        return dataset.tensors[1].tolist()
+        return dataset.tensors[1]
     for name in ("targets", "labels"):
         labels = getattr(dataset, name, None)
         if labels is not None and len(labels) == len(dataset):

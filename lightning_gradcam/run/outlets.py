@@ -112,11 +112,10 @@ class Outlets:
         """Tell the dashboards what is looked at, in words."""
         probe = look.probe
         grids = {prefix: "x".join(map(str, maps.shape[1:])) for prefix, maps in look.seen.maps.items()}
-        reading = [note for note in probe.notes if not note.startswith("looks at")]  # which the layer's line tells
         card = {
             "layer": ", ".join(f"{probe.layers[prefix]} ({grid})" for prefix, grid in grids.items()),
             "question": probe.settings.question,
-            "read as": "; ".join(reading) or "as `batch_fn` and `forward_fn` say",
+            "read as": "; ".join(probe.notes) or "as `batch_fn` and `forward_fn` say",
             "samples": ", ".join(str(name) for name in probe.batch.ids),
             "regions": ", ".join(probe.regions) or "none",
             "identity": probe.fingerprint.identity[:16],

@@ -104,7 +104,7 @@ def prepare(
     def look(model: nn.Module, loaded: Loaded) -> _Found:
         batch = loaded.read.batch.apply(lambda tensor: tensor.to(pl_module.device))
         read = replace(loaded.read, batch=batch)
-        classes = Classes(class_names, number_of_classes(told_by[0]), read.views)
+        classes = Classes(class_names, None if class_names else number_of_classes(told_by[0]), read.views)
         return _look(model, read, loaded.raw, settings, stand_in, run, classes, restored or {})
 
     loaded, found = _find_out(settings, pl_module, load, lambda loaded: stand_in.look(partial(look, loaded=loaded)))
@@ -189,7 +189,7 @@ def _look(
     notes += asked.notes
     if located.reason:
         where = f"looks at `{next(iter(located.layouts))}`: {located.reason}"
-        notes.append(f"{where}. Give `target_layer` to look at another layer")
+        rank_zero_info(f"GradCAMCallback {where}. Give `target_layer` to look at another layer.")
     warnings = ([asked.warning] if asked.warning else []) + [*located.notes]
     return _Found(forward_fn, asked, dict(located.layouts), tuple(notes), tuple(warnings))
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import TinyModule, trainer
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from lightning_gradcam import GradCAMCallback, Record
+from lightning_gradcam.run.dataset_labels import number_of_classes
 
 IMAGES = torch.rand(24, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 ONE_HOT = F.one_hot(torch.arange(24) % 3, 3)
@@ -116,3 +117,15 @@ def test_far_more_outputs_than_the_datasets_labels_name_are_no_classes():
     with pytest.warns(UserWarning, match=r"16 outputs, and the dataset's labels name 3 classes.*EmbeddingTarget\(\)"):
         trainer(GradCAMCallback(samples=4, record="many"), max_epochs=1).fit(Many(), loader, loader)
     assert set(Record.open("many").samples["predicted"].flatten()) == {-1}
+
+
+def test_the_classes_of_a_dataset_are_counted_without_a_list_of_its_values(monkeypatch):
+    def refuse(tensor):
+        raise AssertionError("as of a dataset of masks, which would be millions of numbers")
+
+    labels = torch.arange(24) % 3
+    whole, masks = TensorDataset(IMAGES, labels), TensorDataset(IMAGES, torch.ones(24, 16, 16).long())
+    monkeypatch.setattr(torch.Tensor, "tolist", refuse)
+    assert number_of_classes(whole) == 3
+    assert number_of_classes(Subset(whole, [0, 3, 4])) == 2
+    assert number_of_classes(masks) is None
