@@ -20,7 +20,7 @@ from lightning_gradcam.attribution.layers import Layer, check_layers, find_layer
 from lightning_gradcam.attribution.layout import Grid, Layout, as_layout, to_map
 from lightning_gradcam.attribution.methods import Method, as_method, cam, check_cam
 from lightning_gradcam.attribution.prediction import Prediction, Words
-from lightning_gradcam.attribution.question import Answer, Question, first_look
+from lightning_gradcam.attribution.question import Answer, Question
 from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import Target, as_target
 
@@ -319,8 +319,7 @@ def _attribute_layer(
 
         question, own = Question(stand_in.of(ask)), stand_in.of(compute)
         if not layers:
-            output, few = first_look(forward, batch)
-            question = question.with_activation_of(question.to_answer(lambda few: output)(few))
+            question = question.tried_on(forward, batch)
         answer = question.to_answer(forward)
         found = locate_layers(model, list(map(stand_in.of, layers)), layout, batch, answer, question)
         notes.extend(found.notes)

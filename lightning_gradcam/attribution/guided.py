@@ -16,7 +16,7 @@ from lightning_gradcam.attribution.capture import summed_scores
 from lightning_gradcam.attribution.functional import default_forward, gradcam
 from lightning_gradcam.attribution.layers import Layer
 from lightning_gradcam.attribution.layout import Grid, Layout
-from lightning_gradcam.attribution.question import Question, first_look
+from lightning_gradcam.attribution.question import Question
 from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import Target, as_target, score
 
@@ -170,9 +170,8 @@ def guided_backprop(
     stand_in = StandIn(model)
 
     def look(model: nn.Module) -> Tensor:
-        forward, question = partial(default_forward, model), Question(stand_in.of(ask))
-        output, few = first_look(forward, batch)
-        question = question.with_activation_of(question.to_answer(lambda few: output)(few))
+        forward = partial(default_forward, model)
+        question = Question(stand_in.of(ask)).tried_on(forward, batch)
         return guided_gradients(model, batch, question.to_answer(forward), question)
 
     return stand_in.look(look)

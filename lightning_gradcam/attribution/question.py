@@ -106,6 +106,11 @@ class Question:
             return self
         return replace(self, activation=activation_of(answer.logits))
 
+    def tried_on(self, forward: Callable[[Batch], Any], batch: Batch) -> Question:
+        """The same for probabilities, where a forward of the first samples proves to give some."""
+        output, few = first_look(forward, batch)
+        return self.with_activation_of(Answer(output, self.find(output, len(few.images))))
+
     @property
     def has_sigmoid(self) -> bool:
         """Whether each class has a probability of its own, whatever the labels."""
@@ -149,10 +154,8 @@ def reading_logits(
         The forward, and whether each class has a probability of its own.
     """
     question = Question(target)
-    if not reads_logits(target):
-        return forward, False
-    output, few = first_look(forward, batch)
-    question = question.with_activation_of(question.to_answer(lambda few: output)(few))
+    if reads_logits(target):
+        question = question.tried_on(forward, batch)
     if not question.activation:
         return forward, False
     answer = question.to_answer(forward)
