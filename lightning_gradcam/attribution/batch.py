@@ -1,4 +1,4 @@
-"""What is looked at: images with their labels, regions and names."""
+"""What is looked at: images, volumes, clips or signals with their labels, regions and names."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_gradcam.attribution.regions import plain_region
+from lightning_gradcam.attribution.spatial import Size
 
 _LARGE = 1024 * 1024  # pixels; of larger images one is enough to find things out, and all that is affordable
 
@@ -25,13 +26,17 @@ class Batch:
     """The samples that are looked at.
 
     Attributes:
-        images: ``(n, c, H, W)`` or, with 1, 3 or 4 channels, ``(n, H, W, c)``, as the model gets them.
+        images: ``(n, c, *spatial)`` with one, two or three spatial axes, as the model gets them: signals
+            ``(n, c, length)``, images ``(n, c, H, W)`` or, with 1, 3 or 4 channels, ``(n, H, W, c)``, volumes
+            ``(n, c, D, H, W)``, and clips.
         labels: Class indices ``(n,)`` or ``(n, 1)``; one-hot, smoothed or multi-hot ``(n, classes)``; or values, of a
             regression. ``None`` where there are none. A sample without a label has -1, -100 or NaN, or a row without
             a 1; entries -1, -100 and NaN of a multi-hot row are unknown.
         regions: Places to mark by name, such as ``"object"``: boxes ``(n, 4)`` as x0, y0, x1, y1 in pixels, right and
-            bottom exclusive, or masks ``(n, H, W)`` with values from 0 to 1; torchvision's ``tv_tensors`` too. A box
-            without area or an empty mask means that the sample has none. A name of letters, digits, '_', '-' or '.'.
+            bottom exclusive, or masks ``(n, H, W)`` with values from 0 to 1; torchvision's ``tv_tensors`` too. Of
+            volumes boxes ``(n, 6)`` as x0, y0, z0, x1, y1, z1, the last axis first, of clips with the frame for z, of
+            signals ``(n, 2)`` as start and end, or masks ``(n, *spatial)``. A box without area or an empty mask means
+            that the sample has none. A name of letters, digits, '_', '-' or '.'.
         inputs: What ``forward_fn`` needs beside or instead of the images.
         ids: How each sample is called in pictures; filled with the dataset's indices where it is left empty.
         groups: The name of the group that each sample belongs to, such as ``"tagged"``; numbers are logged for each
@@ -39,6 +44,10 @@ class Batch:
         multilabel: Whether a row of labels ``(n, classes)`` may name several classes, so that each class has a
             probability of its own. ``None``: told by the rows, which sum to 1 where they name one; in a run by those
             of more samples, and by the losses among the modules.
+        time_axis: Which axis of ``images`` counts the frames of clips: 2 of ``(n, c, t, H, W)``, 1 of
+            ``(n, t, c, H, W)``. ``None``: volumes, or told by the model's first layer.
+        spacing: The size of a voxel along each spatial axis of volumes, in any unit: the pictures have these
+            proportions. ``None``: that of images that carry it, as MONAI's do and are alike, else all 1.
 
     Raises:
         TypeError: If the images, labels or a region are no tensor.
@@ -52,14 +61,20 @@ class Batch:
     ids: Sequence[int | str] = ()
     groups: Sequence[str] = ()
     multilabel: bool | None = None
+    time_axis: int | None = None
+    spacing: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("images", self.images), ("labels", self.labels)):
             if not isinstance(value, Tensor) and (name == "images" or value is not None):
                 raise TypeError(f"`{name}` must be a tensor, got {type(value).__name__}")
-        if self.images.ndim != 4 or not self.images.numel():
-            raise ValueError(f"`images` must be (n, c, H, W) and not empty, got {tuple(self.images.shape)}")
-        n, (height, width) = len(self.images), self.size
+        if self.images.ndim not in (3, 4, 5) or not self.images.numel():
+            raise ValueError(
+                "`images` must be (n, c, H, W), (n, c, D, H, W), (n, t, c, H, W) or (n, c, length) and not empty, got "
+                f"{tuple(self.images.shape)}"
+            )
+        self._check_axes()
+        n, size = len(self.images), self.size
         if self.labels is not None and (self.labels.ndim not in (1, 2) or len(self.labels) != n):
             raise ValueError(
                 f"`labels` must be ({n},) or ({n}, classes), got {tuple(self.labels.shape)}; "
@@ -70,9 +85,9 @@ class Batch:
             check_name("the name of a region", name)
             if not region.isfinite().all():
                 raise ValueError(f"region {name!r} holds NaN or infinite values")
-            if tuple(region.shape) not in ((n, 4), (n, height, width)):
+            if tuple(region.shape) not in ((n, 2 * len(size)), (n, *size)):
                 raise ValueError(
-                    f"region {name!r} must be boxes ({n}, 4) or masks ({n}, {height}, {width}), "
+                    f"region {name!r} must be boxes ({n}, {2 * len(size)}) or masks {(n, *size)}, "
                     f"got {tuple(region.shape)}"
                 )
         for name in ("ids", "groups"):
@@ -88,20 +103,50 @@ class Batch:
         for group in self.groups:
             check_name("the name of a group", group)
 
+    def _check_axes(self) -> None:
+        """Take what MONAI's images and torchvision's videos know of themselves, and check what is said of the axes."""
+        kind = type(self.images).__name__
+        spacing = _spacing_of(self.images) if self.spacing is None and kind == "MetaTensor" else self.spacing
+        time_axis = self.images.ndim - 4 if self.time_axis is None and kind == "Video" else self.time_axis
+        if kind in ("MetaTensor", "Video"):
+            object.__setattr__(self, "images", self.images.as_subclass(Tensor))
+        if time_axis is not None and (self.images.ndim != 5 or time_axis not in (1, 2, 3, 4)):
+            raise ValueError(
+                "`time_axis` must be 2 of clips (n, c, t, H, W) or 1 of (n, t, c, H, W), or another axis but the first "
+                f"of five, got {time_axis!r} for images {tuple(self.images.shape)}"
+            )
+        if spacing is not None:
+            spacing = tuple(map(float, spacing))
+            if len(spacing) != self.images.ndim - 2 or not all(0 < side < math.inf for side in spacing):
+                raise ValueError(
+                    f"`spacing` must be {self.images.ndim - 2} numbers above 0, one a spatial axis of images "
+                    f"{tuple(self.images.shape)}, got {spacing}"
+                )
+        object.__setattr__(self, "time_axis", time_axis)
+        object.__setattr__(self, "spacing", spacing)
+
     @property
-    def channels_last(self) -> bool:
-        """Whether the images are ``(n, H, W, c)``, by the axis that can only be channels."""
-        return self.images.shape[3] in (1, 3, 4) and min(self.images.shape[1:3]) > 4
+    def channel_axis(self) -> int:
+        """The axis of the images that counts channels; of ``(n, H, W, c)``, which can only be channels, the last."""
+        last = self.images.ndim == 4 and self.images.shape[3] in (1, 3, 4) and min(self.images.shape[1:3]) > 4
+        return 3 if last else 2 if self.time_axis == 1 else 1
+
+    @property
+    def time(self) -> int | None:
+        """Which of the spatial axes, counted from 0, is time; ``None``: none."""
+        return None if self.time_axis is None else max(self.time_axis - 2, 0)
 
     @property
     def pictures(self) -> Tensor:
-        """The images as ``(n, c, H, W)``."""
-        return self.images.movedim(3, 1) if self.channels_last else self.images
+        """The images as ``(n, c, *spatial)``."""
+        return self.images.movedim(self.channel_axis, 1)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the images."""
-        return self.pictures.shape[2], self.pictures.shape[3]
+    def size(self) -> Size:
+        """The length of each spatial axis, such as height and width."""
+        shape = list(self.images.shape[1:])
+        del shape[self.channel_axis - 1]
+        return tuple(shape)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with ``function`` applied to every tensor in it."""
@@ -135,6 +180,14 @@ class Batch:
         if at_once is None or at_once >= n:
             return [self]
         return [self.part(slice(start, start + at_once)) for start in range(0, n, at_once)]
+
+
+def _spacing_of(images: Any) -> Sequence[float] | None:
+    """The voxel spacing of images that carry it, where it is the same for all, to a thousandth."""
+    found = images.pixdim if isinstance(images.pixdim, (list, tuple)) else [images.pixdim]
+    each = torch.stack([torch.as_tensor(one, dtype=torch.float64, device="cpu").flatten() for one in found])
+    fits = each.shape[1] == images.ndim - 2 and bool((each > 0).all() and each.isfinite().all())
+    return each[0].tolist() if fits and torch.allclose(each, each[:1], 1e-3, 0) else None
 
 
 def sample_name(sample: int | str) -> str:
@@ -203,7 +256,7 @@ def joined(batch: Batch, images: Tensor) -> Batch:
 
 
 def shift(batch: Batch) -> Batch:
-    """The batch with its images moved by one pixel to the right; their left column stays as well."""
-    images, axis = batch.images, 2 if batch.channels_last else 3
+    """The batch with its images moved by one pixel along the last axis, to the right; the first ones stay as well."""
+    images, axis = batch.images, batch.images.ndim - (2 if batch.channel_axis == 3 else 1)
     parts = images.narrow(axis, 0, 1), images.narrow(axis, 0, images.shape[axis] - 1)
     return replace(batch, images=torch.cat(parts, axis))

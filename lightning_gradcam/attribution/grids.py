@@ -198,7 +198,7 @@ def _with_quarters_drawn_anew(batch: Batch) -> Batch:
         noise = torch.rand(images.shape[1:], generator=generator).to(images.device)
         drawn = (low + noise * torch.where(high > low, high - low, 1)).to(images.dtype)
         changed = images.clone()
-        if whole.channels_last:
+        if whole.channel_axis == 3:
             drawn, places = drawn.movedim(2, 0), changed.movedim(3, 1)
         else:
             places = changed

@@ -108,7 +108,7 @@ def guided_gradients(
             "is no guided backpropagation; Grad-CAM itself asks for less"
         )
     found = torch.stack(known, 1).reshape(*scores.shape, *images.shape[1:]).float().cpu()
-    return found.movedim(-1, -3) if batch.channels_last else found
+    return found.movedim(scores.ndim - 1 + batch.channel_axis, scores.ndim)
 
 
 def _gradient(score: Tensor, images: Tensor, more: bool) -> Tensor | None:

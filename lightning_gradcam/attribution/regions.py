@@ -1,4 +1,8 @@
-"""Regions of an image: boxes and masks, and the one as the other."""
+"""Regions of an image, a volume, a clip or a signal: boxes and masks, and the one as the other.
+
+A box has two numbers for each of the ``d`` spatial axes: all starts, then all ends, which are exclusive, in pixels. The
+last axis comes first: x0, y0, x1, y1 of an image, x0, y0, z0, x1, y1, z1 of a volume ``(D, H, W)``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_gradcam.attribution.spatial import Size, in_words
 
 
 def plain_region(region: Any) -> Tensor:
@@ -20,57 +26,68 @@ def plain_region(region: Any) -> Tensor:
     return region.as_subclass(Tensor)
 
 
-def check_boxes(name: str, region: Tensor, size: tuple[int, int]) -> None:
+def are_boxes(region: Tensor, size: Size) -> bool:
+    """Whether a region is given as boxes ``(n, 2 d)``, and not as masks of this size."""
+    return tuple(region.shape[1:]) == (2 * len(size),) != size
+
+
+def check_boxes(name: str, region: Tensor, size: Size) -> None:
     """Refuse boxes in another form or unit, which would leave wrong numbers without a word."""
-    if region.ndim != 2:
+    if not are_boxes(region, size):
         return
-    height, width = size
-    x0, y0, x1, y1 = region.float().unbind(1)
-    there = (x1 != x0) & (y1 != y0)
-    away = there & ((x1 <= 0) | (y1 <= 0) | (x0 >= width) | (y0 >= height))
+    d = len(size)
+    starts, ends = region.float()[:, :d], region.float()[:, d:]
+    there = (starts != ends).all(1)
+    away = there & ((ends <= 0) | (starts >= starts.new_tensor(size[::-1]))).any(1)
+    form = "x0, y0, x1, y1" if d == 2 else "all starts, then all ends, the last axis first," if d == 3 else "start, end"
     problem = None
-    if ((x1 < x0) | (y1 < y0)).any():
-        problem = "a right or bottom edge before the left or top one, as boxes of x, y, width, height have"
+    if (ends < starts).any():
+        edge = "a right or bottom edge before the left or top one" if d == 2 else "an end before its start"
+        problem = f"{edge}, as boxes of {'x, y, width, height' if d == 2 else 'starts and lengths'} have"
     elif region.is_floating_point() and there.any() and region.max() <= 1 and (region % 1 != 0).any():
         problem = "values from 0 to 1 alone, as boxes in fractions of the image have"
     elif away.any():
-        problem = f"boxes outside the images of {height} x {width} pixels, as those of another resolution"
+        problem = f"boxes outside the images of {in_words(size)} pixels, as those of another resolution"
     if problem:
+        last = "right and bottom exclusive" if d == 2 else "ends exclusive"
         raise ValueError(
-            f"region {name!r} has {problem}; `batch_fn` must return boxes as x0, y0, x1, y1 in pixels of the images "
-            "that the model gets, right and bottom exclusive"
+            f"region {name!r} has {problem}; `batch_fn` must return boxes as {form} in pixels of the images "
+            f"that the model gets, {last}"
         )
 
 
-def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def box_masks(boxes: Tensor, size: Size) -> Tensor:
     """Draw boxes as masks.
 
     Args:
-        boxes: ``(n, 4)`` as x0, y0, x1, y1 in whole pixels, right and bottom exclusive.
-        size: Height and width of the image in pixels.
+        boxes: ``(n, 2 d)`` in whole pixels, such as x0, y0, x1, y1, right and bottom exclusive.
+        size: Of the images in pixels, ``(H, W)`` or another number of axes.
 
     Returns:
-        Masks ``(n, H, W)``, float32, 1 inside.
+        Masks ``(n, *size)``, float32, 1 inside.
     """
-    height, width = size
-    x, y = torch.arange(width, device=boxes.device), torch.arange(height, device=boxes.device)
-    x0, y0, x1, y1 = (edge[:, None] for edge in boxes.unbind(1))
-    columns, rows = (x >= x0) & (x < x1), (y >= y0) & (y < y1)
-    return (rows[:, :, None] & columns[:, None, :]).float()
+    d = len(size)
+    inside = torch.ones(len(boxes), *[1] * d, dtype=torch.bool, device=boxes.device)
+    for axis, side in enumerate(size):
+        place = torch.arange(side, device=boxes.device)
+        start, end = boxes[:, d - 1 - axis, None], boxes[:, 2 * d - 1 - axis, None]
+        within = (place >= start) & (place < end)
+        inside = inside & within.reshape(len(boxes), *[side if one == axis else 1 for one in range(d)])
+    return inside.float()
 
 
-def region_masks(region: Tensor, size: tuple[int, int]) -> Tensor:
-    """A region as masks ``(n, H, W)``, float32: boxes ``(n, 4)`` are drawn, masks are taken as they are."""
-    return box_masks(region, size) if region.ndim == 2 else region.float()
+def region_masks(region: Tensor, size: Size) -> Tensor:
+    """A region as masks ``(n, *size)``, float32: boxes are drawn, masks are taken as they are."""
+    return box_masks(region, size) if are_boxes(region, size) else region.float()
 
 
-def outline_boxes(region: Tensor) -> Tensor:
-    """Boxes ``(n, 4)`` around a region given as boxes or as masks ``(n, H, W)``; all zero around an empty mask."""
-    if region.ndim == 2:
+def outline_boxes(region: Tensor, size: Size) -> Tensor:
+    """Boxes ``(n, 2 d)`` around a region given as boxes or as masks ``(n, *size)``; all zero around an empty mask."""
+    if are_boxes(region, size):
         return region.float()
-    boxes = torch.zeros(len(region), 4)
+    boxes = torch.zeros(len(region), 2 * len(size))
     for box, mask in zip(boxes, region > 0, strict=True):
-        if mask.any():
-            rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-            box[:] = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        places = mask.nonzero().flip(1)
+        if len(places):
+            box[:] = torch.cat([places.amin(0), places.amax(0) + 1])
     return boxes

@@ -127,7 +127,7 @@ def localization_of_groups(
         k: As there.
         counted: The positions of the samples that count; ``None``: all.
     """
-    boxes = outline_boxes(masks > 0.5)
+    boxes = outline_boxes(masks > 0.5, tuple(masks.shape[1:]))
     single = None if labels is None or labels.numel() > len(labels) else labels.flatten()
     numbers = {}
     for suffix, members in by_group(groups, len(masks), counted).items():

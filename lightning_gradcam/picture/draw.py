@@ -32,7 +32,7 @@ def boxes_on_tiles(regions: Mapping[str, Tensor], photos: Tensor, size: tuple[in
     """Boxes ``(n, 4)`` around each region, in pixels of tiles of this height and width."""
     _, height, width = photos.shape
     to_tile = torch.tensor([size[1] / width, size[0] / height] * 2)
-    return [outline_boxes(region) * to_tile for region in regions.values()]
+    return [outline_boxes(region, (height, width)) * to_tile for region in regions.values()]
 
 
 def draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float], corner: tuple[int, int]) -> None:

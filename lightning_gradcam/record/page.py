@@ -119,7 +119,7 @@ def _photo(photo: np.ndarray) -> str:
 
 
 def _run(run: Run, at: np.ndarray, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    chosen = torch.from_numpy(at)
+    chosen, size = torch.from_numpy(at), run.record.photos.shape[1:]
     maps = run.maps[chosen]
     h, w = maps.shape[2:]
     if max(h, w) > _CELLS:
@@ -134,9 +134,9 @@ def _run(run: Run, at: np.ndarray, rows: Sequence[Mapping[str, float]]) -> dict[
 
     return {
         "name": run.name,
-        "size": run.record.photos.shape[1:],
+        "size": size,
         "regions": [
-            [[round(edge, 1) for edge in box] for box in outline_boxes(torch.from_numpy(value)).tolist()]
+            [[round(edge, 1) for edge in box] for box in outline_boxes(torch.from_numpy(value), size).tolist()]
             for value in run.record.regions.values()
         ],
         "grid": [h, w],

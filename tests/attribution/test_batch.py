@@ -10,6 +10,7 @@ from lightning_gradcam.attribution.batch import shift
 from lightning_gradcam.attribution.reading import default_batch, structure
 
 IMAGES = torch.rand(2, 3, 4, 4)
+VOLUMES = torch.rand(2, 1, 3, 4, 5)
 LABELS = torch.tensor([0, 1])
 
 
@@ -61,7 +62,7 @@ def test_structure_of_long_lists():
     ("fields", "error", "message"),
     [
         ({"images": "x"}, TypeError, "`images` must be a tensor, got str"),
-        ({"images": IMAGES[0]}, ValueError, r"`images` must be \(n, c, H, W\) and not empty, got \(3, 4, 4\)"),
+        ({"images": IMAGES[0, 0]}, ValueError, r"`images` must be \(n, c, H, W\), .* and not empty, got \(4, 4\)"),
         ({"images": IMAGES[:0]}, ValueError, r"`images` must be .* got \(0, 3, 4, 4\)"),
         ({"images": IMAGES, "labels": [0, 1]}, TypeError, "`labels` must be a tensor, got list"),
         (
@@ -75,11 +76,72 @@ def test_structure_of_long_lists():
             r"region 'dog' must be boxes \(2, 4\) or masks \(2, 4, 4\), got \(2, 5\)",
         ),
         ({"images": IMAGES, "ids": ["a"]}, ValueError, "`ids` must name 2 samples, got 1"),
+        (
+            {"images": IMAGES, "time_axis": 1},
+            ValueError,
+            r"`time_axis` must be 2 .* got 1 for images \(2, 3, 4",
+        ),
+        ({"images": VOLUMES, "time_axis": 0}, ValueError, "`time_axis` must be 2 of clips .* got 0"),
+        (
+            {"images": VOLUMES, "spacing": (1, 1)},
+            ValueError,
+            r"`spacing` must be 3 numbers .* got \(1.0, 1.0\)",
+        ),
+        ({"images": VOLUMES, "spacing": (1, 0, 1)}, ValueError, "`spacing` must be 3 numbers above 0"),
+        (
+            {"images": VOLUMES, "regions": {"tumour": torch.zeros(2, 4)}},
+            ValueError,
+            r"region 'tumour' must be boxes \(2, 6\) or masks \(2, 3, 4, 5\), got \(2, 4\)",
+        ),
     ],
 )
 def test_batch_refuses_wrong_shapes(fields, error, message):
     with pytest.raises(error, match=message):
         Batch(**fields)
+
+
+@pytest.mark.parametrize(
+    ("shape", "time_axis", "size", "time"),
+    [
+        ((2, 1, 50), None, (50,), None),
+        ((2, 3, 6, 5), None, (6, 5), None),
+        ((2, 6, 5, 3), None, (6, 5), None),
+        ((2, 1, 7, 6, 5), None, (7, 6, 5), None),
+        ((2, 3, 7, 6, 5), 2, (7, 6, 5), 0),
+        ((2, 7, 3, 6, 5), 1, (7, 6, 5), 0),
+        ((2, 1, 6, 5, 7), 4, (6, 5, 7), 2),
+    ],
+)
+def test_spatial_axes(shape, time_axis, size, time):
+    batch = Batch(torch.rand(shape), time_axis=time_axis)
+    assert (batch.size, batch.time, batch.pictures.shape[2:]) == (size, time, size)
+    if shape[1] == 7:
+        assert torch.equal(batch.pictures[:, 2, 4], batch.images[:, 4, 2])
+    moved, images = shift(batch).pictures, batch.pictures
+    assert torch.equal(moved[..., 1:], images[..., :-1])
+    assert torch.equal(moved[..., 0], images[..., 0])
+
+
+def test_what_images_know_of_themselves():
+    """MONAI's carry an affine, of which the class is enough here; torchvision's videos are (n, t, c, H, W)."""
+
+    class MetaTensor(torch.Tensor):
+        pixdim = None
+
+    volumes = VOLUMES.as_subclass(MetaTensor)
+    for given, expected in [
+        (torch.tensor([1.0, 2.0, 0.5]), (1, 2, 0.5)),
+        ([torch.tensor([1.0, 2.0, 0.5])] * 2, (1, 2, 0.5)),
+        ([torch.tensor([1.0, 2.0, 0.5]), torch.tensor([1.0, 2.0, 0.7])], None),
+        (torch.tensor([1.0, 2.0, torch.nan]), None),
+        (torch.ones(2), None),
+    ]:
+        volumes.pixdim = given
+        batch = Batch(volumes)
+        assert (batch.spacing, type(batch.images)) == (expected, torch.Tensor)
+    assert Batch(volumes, spacing=(3, 3, 1)).spacing == (3, 3, 1)
+    video = Batch(tv_tensors.Video(torch.rand(2, 7, 3, 6, 5)))
+    assert (video.time_axis, type(video.images)) == (1, torch.Tensor)
 
 
 def test_regions_of_torchvision():

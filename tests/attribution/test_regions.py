@@ -1,8 +1,9 @@
 """Boxes and masks."""
 
+import pytest
 import torch
 
-from lightning_gradcam.attribution.regions import box_masks, outline_boxes
+from lightning_gradcam.attribution.regions import are_boxes, box_masks, check_boxes, outline_boxes, region_masks
 
 
 def test_box_masks():
@@ -14,6 +15,42 @@ def test_box_masks():
 def test_boxes_around_masks():
     masks = torch.zeros(2, 6, 8)
     masks[0, 1:3, 2:7] = 1
-    assert outline_boxes(masks).tolist() == [[2, 1, 7, 3], [0, 0, 0, 0]]
+    assert outline_boxes(masks, (6, 8)).tolist() == [[2, 1, 7, 3], [0, 0, 0, 0]]
     boxes = torch.tensor([[1, 2, 3, 4]])
-    assert outline_boxes(boxes).tolist() == [[1, 2, 3, 4]]
+    assert outline_boxes(boxes, (6, 8)).tolist() == [[1, 2, 3, 4]]
+
+
+def test_boxes_of_volumes_and_signals():
+    box = torch.tensor([[1, 0, 2, 3, 2, 4]])  # x from 1 to 3, y from 0 to 2, z from 2 to 4
+    mask = box_masks(box, (5, 3, 4))
+    inside = mask.nonzero()
+    assert len(inside) == 8
+    assert inside[:, 1:].amin(0).tolist() == [2, 0, 1]
+    assert inside[:, 1:].amax(0).tolist() == [3, 1, 2]
+    assert torch.equal(outline_boxes(mask, (5, 3, 4)).long(), box)
+    assert box_masks(torch.tensor([[2, 4]]), (5,)).tolist() == [[0, 0, 1, 1, 0]]
+    assert outline_boxes(torch.tensor([[0, 0, 1, 1, 0.0]]), (5,)).tolist() == [[2, 4]]
+
+
+def test_masks_of_a_signal_are_no_boxes():
+    assert are_boxes(torch.zeros(3, 2), (10,))
+    assert not are_boxes(torch.zeros(3, 10), (10,))
+    assert torch.equal(region_masks(torch.ones(3, 10), (10,)), torch.ones(3, 10))
+
+
+@pytest.mark.parametrize(
+    ("box", "size", "message"),
+    [
+        (
+            [3, 0, 2, 1, 2, 4],
+            (5, 3, 4),
+            "an end before its start, as boxes of starts and lengths have; .* all starts",
+        ),
+        ([0, 0, 5, 2, 2, 9], (5, 3, 4), "boxes outside the images of 5 x 3 x 4 pixels"),
+        ([10, 12], (10,), "boxes outside the images of 10 pixels.* boxes as start, end in pixels"),
+        ([0.1, 0.1, 0.2, 0.5, 0.5, 0.9], (5, 3, 4), "values from 0 to 1 alone"),
+    ],
+)
+def test_boxes_in_another_form_are_refused(box, size, message):
+    with pytest.raises(ValueError, match=message):
+        check_boxes("tumour", torch.tensor([box]), size)
