@@ -77,7 +77,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str, Layout]] = {
     "ResNet-18": (models.resnet18, "layer4", channels_first),
     "ResNet-50": (models.resnet50, "layer4", channels_first),
     "MobileNetV3-L": (models.mobilenet_v3_large, "features", channels_first),
-    "ViT-B/16": (vit_b_16, "encoder.layers[-1].ln_1", Tokens(14, 14)),
+    "ViT-B/16": (vit_b_16, "encoder.layers[-1].ln_1", Tokens((14, 14))),
 }
 
 

@@ -44,8 +44,9 @@ class Batch:
         multilabel: Whether a row of labels ``(n, classes)`` may name several classes, so that each class has a
             probability of its own. ``None``: told by the rows, which sum to 1 where they name one; in a run by those
             of more samples, and by the losses among the modules.
-        time_axis: Which axis of ``images`` counts the frames of clips: 2 of ``(n, c, t, H, W)``, 1 of
-            ``(n, t, c, H, W)``. ``None``: volumes, or told by the model's first layer.
+        time_axis: Which axis of ``images`` is time, the frames of clips: 2 of ``(n, c, t, H, W)``, 1 of
+            ``(n, t, c, H, W)`` and of signals ``(n, length, c)``. ``None``: there is none, or the model's first layer
+            tells.
         spacing: The size of a voxel along each spatial axis of volumes, in any unit: the pictures have these
             proportions. ``None``: that of images that carry it, as MONAI's do and are alike, else all 1.
 
@@ -110,10 +111,10 @@ class Batch:
         time_axis = self.images.ndim - 4 if self.time_axis is None and kind == "Video" else self.time_axis
         if kind in ("MetaTensor", "Video"):
             object.__setattr__(self, "images", self.images.as_subclass(Tensor))
-        if time_axis is not None and (self.images.ndim != 5 or time_axis not in (1, 2, 3, 4)):
+        if time_axis is not None and (self.images.ndim == 4 or time_axis not in range(1, self.images.ndim)):
             raise ValueError(
-                "`time_axis` must be 2 of clips (n, c, t, H, W) or 1 of (n, t, c, H, W), or another axis but the first "
-                f"of five, got {time_axis!r} for images {tuple(self.images.shape)}"
+                "`time_axis` must be 2 of clips (n, c, t, H, W), 1 of (n, t, c, H, W) and signals (n, length, c), or "
+                f"another axis of five, got {time_axis!r} for images {tuple(self.images.shape)}"
             )
         if spacing is not None:
             spacing = tuple(map(float, spacing))
@@ -133,8 +134,8 @@ class Batch:
 
     @property
     def time(self) -> int | None:
-        """Which of the spatial axes, counted from 0, is time; ``None``: none."""
-        return None if self.time_axis is None else max(self.time_axis - 2, 0)
+        """Which of the three spatial axes of clips, counted from 0, is time; ``None``: these are no clips."""
+        return None if self.time_axis is None or self.images.ndim < 5 else max(self.time_axis - 2, 0)
 
     @property
     def pictures(self) -> Tensor:

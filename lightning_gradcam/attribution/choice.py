@@ -19,9 +19,17 @@ from lightning_gradcam.attribution.batch import Batch, few_of
 from lightning_gradcam.attribution.grids import numbered, readings, settled
 from lightning_gradcam.attribution.layers import Layer, find_layer, names_of_modules
 from lightning_gradcam.attribution.layout import Grid, Layout, NoMapError, Tokens, channels_first, first_tensor
+from lightning_gradcam.attribution.spatial import in_words
 from lightning_gradcam.attribution.targets import Target, score
 
-_ADAPTIVE_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_ADAPTIVE_POOLS = (
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
+)
 FEW_CELLS = 4  # cells a side; fewer tell little about places
 # Nodes of the autograd graph that hand on the same values in another order or shape.
 _REORDERINGS = ("PermuteBackward0", "TransposeBackward0", "ViewBackward0", "UnsafeViewBackward0", "CloneBackward0")
@@ -149,8 +157,8 @@ def choose_layer(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any]
             elif not candidates:
                 advice = "Grad-CAM needs one, so there is nothing for `target_layer` to name"
             raise NoMapError(f"no layer of {type(model).__name__} can be chosen, since {problem}; {advice}")
-        notes = _note_few_cells(best, through, root)
-    return Located({best.name: best.layout}, f"{_size(best)} cells, {reason}", notes)
+        notes = _note_few_cells(best, through, root, batch.time)
+    return Located({best.name: best.layout}, f"{in_words(best.grid)} cells, {reason}", notes)
 
 
 def _before_a_silent_head(root: Tensor, heads: Mapping[int, Sequence[Tensor]]) -> Tensor:
@@ -187,19 +195,25 @@ def _select(
     return best, "the last layer that all paths from the image to the score cross"
 
 
-def _size(call: _ModuleCall) -> str:
-    return " x ".join(map(str, call.grid))
+def fewest_cells(grid: Grid, time: int | None) -> int:
+    """The number of cells along the side that has fewest, but for the axis of clips that is time."""
+    return min(side for axis, side in enumerate(grid) if axis != time)
 
 
-def _note_few_cells(best: _ModuleCall, through: Sequence[_ModuleCall], root: Tensor) -> tuple[str, ...]:
+def _note_few_cells(
+    best: _ModuleCall, through: Sequence[_ModuleCall], root: Tensor, time: int | None
+) -> tuple[str, ...]:
     """A sentence where a layer has few cells, with the layer before it that has more."""
-    if min(best.grid) >= FEW_CELLS:
+    few = fewest_cells(best.grid, time)
+    if few >= FEW_CELLS:
         return ()
     before = through[: through.index(best)] if best in through else through
-    finer = (call for call in reversed(before) if min(call.grid) > min(best.grid) and _is_alive(call, root))
+    finer = (call for call in reversed(before) if fewest_cells(call.grid, time) > few and _is_alive(call, root))
     other = next(finer, None)
-    advice = "" if other is None else f"; `{other.name}` before it has {_size(other)}, give it as `target_layer`"
-    return (f"the {_size(best)} cells of `{best.name}` tell little about places{advice}",)
+    advice = (
+        "" if other is None else f"; `{other.name}` before it has {in_words(other.grid)}, give it as `target_layer`"
+    )
+    return (f"the {in_words(best.grid)} cells of `{best.name}` tell little about places{advice}",)
 
 
 def _why_none(model: nn.Module, calls: Sequence[_ModuleCall], candidates: Sequence[_ModuleCall], root: Tensor) -> str:

@@ -126,11 +126,11 @@ def decide(
         )
     if not isinstance(target, (RegressionTarget, EmbeddingTarget)):
         question = replace(question, activation=activation_of(found))
-    if found.ndim == 4 and target is label:
+    if found.ndim > 2 and target is label:
         return _ask_pixels(question, found, batch, main_classes, classes.number, restored)
     if not reads_logits(target):
         return _ask_value(question, batch, main_classes)
-    if found.ndim == 4:
+    if found.ndim > 2:
         raise AskError(
             f"`target` asks for classes, and the model's output holds maps {tuple(found.shape)}; give "
             "`target=SegmentationTarget(index)`, or a function `(output, batch) -> scores (n,)`",

@@ -12,13 +12,14 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from lightning_gradcam.attribution.axes import with_axes
 from lightning_gradcam.attribution.batch import Batch
 from lightning_gradcam.attribution.capture import capture
 from lightning_gradcam.attribution.choice import locate_layers
 from lightning_gradcam.attribution.grids import layouts_of, recording_shapes
 from lightning_gradcam.attribution.layers import Layer, check_layers, find_layer
 from lightning_gradcam.attribution.layout import Grid, Layout, as_layout, to_map
-from lightning_gradcam.attribution.methods import Method, as_method, cam, check_cam
+from lightning_gradcam.attribution.methods import Method, as_method, cam, check_cam, positions
 from lightning_gradcam.attribution.prediction import Prediction, Words
 from lightning_gradcam.attribution.question import Answer, Question
 from lightning_gradcam.attribution.stand_in import StandIn
@@ -35,7 +36,7 @@ class Attribution:
     Attributes:
         layouts: How the output of each layer lies on a grid, by its name.
         grids: The cells of each layer's own grid, before maps were summed down.
-        maps: The signed map of each layer by its name, ``(N, h, w)`` float32, before the ReLU.
+        maps: The signed map of each layer by its name, ``(N, *grid)`` float32, before the ReLU.
         alpha: The mean gradient over positions of each layer's channels, ``(N, c)`` float32.
         scores: ``(n,)`` or ``(n, k)`` float32, the target's.
         classes: ``(N,)``, the class that each score is of; ``None`` where the target does not tell.
@@ -77,7 +78,7 @@ def attribute(
             forward tells.
         forward: Runs the model on the batch.
         question: What is asked.
-        method: ``(activations, gradients) -> map (n, h, w)``.
+        method: ``(activations, gradients) -> map (n, *grid)``.
         at_once: How many samples to run at a time, to save memory; ``None``: all.
         finest: How many cells a side a map may have: of a finer grid they are summed; ``None``: any number.
 
@@ -110,13 +111,13 @@ def attribute(
     k, said = seen.scores[0].numel(), seen.output
     grids, maps, alpha = {}, {}, {}
     for name, layout in known.items():
-        activations = to_map(name, seen.activations[name], layout, n).float()
+        activations = to_map(name, seen.activations[name], layout, n, len(batch.size)).float()
         if method is cam:
             check_cam(name, model, layers[name], [module for module, _ in calls], activations, said.logits)
         gradients = [layout(one).float() for one in seen.gradients[name].reshape(k, *seen.activations[name].shape)]
-        grids[name] = (activations.shape[2], activations.shape[3])
+        grids[name] = tuple(activations.shape[2:])
         maps[name] = summed_down(_signed_maps(activations, gradients, method), finest)
-        alpha[name] = torch.stack([one.mean((2, 3)) for one in gradients], 1).flatten(0, 1)
+        alpha[name] = torch.stack([one.mean(positions(one)) for one in gradients], 1).flatten(0, 1)
     classes, words = question.classes(said, batch, seen.scores.shape), question.words(said, batch)
     classes = None if classes is None else classes.flatten()
     found = maps, alpha, seen.scores.float(), classes, question.predict(said, batch)
@@ -127,7 +128,7 @@ def attribute(
 
 
 def _signed_maps(activations: Tensor, gradients: Sequence[Tensor], method: Method) -> Tensor:
-    """The map of each of ``k`` scores of each sample, ``(n k, h, w)``."""
+    """The map of each of ``k`` scores of each sample, ``(n k, *grid)``."""
     signed = [method(activations, one) for one in gradients]
     expected, got = (len(activations), *activations.shape[2:]), tuple(signed[0].shape)
     if got != expected:
@@ -139,13 +140,13 @@ def summed_down(maps: Tensor, finest: int | None) -> Tensor:
     """Maps of at most so many cells a side, whose sums stay: a cell that lies in several is shared out by area.
 
     Args:
-        maps: ``(n, h, w)``.
+        maps: ``(n, *grid)``.
         finest: Cells a side; ``None``: as they are.
 
     Returns:
-        ``(n, min(h, finest), min(w, finest))``.
+        ``(n, *grid)``, no side longer than ``finest``.
     """
-    for axis in (1, 2):
+    for axis in range(1, maps.ndim):
         side = maps.shape[axis]
         if finest is not None and side > finest:
             # In units of 1 / finest of a cell, old cells end at multiples of `finest` and new ones at those of `side`.
@@ -227,6 +228,7 @@ def gradcam(
     method: str | Method = "gradcam",
     grid: Grid | Layout | None = None,
     labels: Tensor | None = None,
+    time_axis: int | None = None,
 ) -> Tensor:
     """Grad-CAM of some images, with no Trainer.
 
@@ -236,7 +238,8 @@ def gradcam(
     Args:
         model: Takes ``images`` and returns logits ``(n, classes)``, or something that has them as ``.logits``,
             ``["logits"]`` or its first item.
-        images: ``(n, c, H, W)``, as the model expects them, on its device.
+        images: ``(n, c, H, W)``, as the model expects them, on its device; or volumes ``(n, c, D, H, W)``, clips or
+            signals ``(n, c, length)``, see :class:`~lightning_gradcam.Batch`.
         target_layer: A dotted name or a module; ``None`` chooses one, see :class:`~lightning_gradcam.GradCAMCallback`.
         target: ``"predicted"``, ``"label"``, a class index, several of these, or a function ``(output, batch) ->
             scores``, ``(n,)`` or ``(n, k)``, such as a :class:`~lightning_gradcam.TopTarget`. To choose a layer it is
@@ -245,10 +248,13 @@ def gradcam(
             function ``(activations, gradients) -> map (n, h, w)``.
         grid: How the layer's output lies on the image, see :class:`~lightning_gradcam.GradCAMCallback`.
         labels: For ``target="label"``, see :class:`~lightning_gradcam.Batch`.
+        time_axis: Which axis of clips is time, where the model's first convolution does not tell, see
+            :class:`~lightning_gradcam.Batch`.
 
     Returns:
-        Signed maps ``(n, h, w)``, float32 on the CPU, at the layer's own resolution; of several scores a sample
-        ``(n, k, h, w)``. ``map.relu()`` is what the paper shows, ``(-map).relu()`` its counterfactual explanation.
+        Signed maps ``(n, h, w)``, of volumes ``(n, d, h, w)``, of clips ``(n, t, h, w)``, of signals ``(n, length)``,
+        float32 on the CPU, at the layer's own resolution; of several scores a sample ``(n, k, h, w)``. ``map.relu()``
+        is what the paper shows, ``(-map).relu()`` its counterfactual explanation.
 
     Raises:
         ValueError: If an argument is not one of these, or the layer gives no map. The message says what to do.
@@ -257,7 +263,7 @@ def gradcam(
     Cost: one forward and the backward of what follows the layer. To choose a layer takes forwards of two images more,
     and to tell whether tokens are cells one of five.
     """
-    seen, name = _attribute_layer(model, images, target_layer, target, method, grid, labels)
+    seen, name = _attribute_layer(model, images, target_layer, target, method, grid, labels, time_axis)
     return seen.maps[name].unflatten(0, seen.scores.shape)
 
 
@@ -268,6 +274,7 @@ def neuron_importance(
     target: Target | str | int | Sequence[int] = "predicted",
     grid: Grid | Layout | None = None,
     labels: Tensor | None = None,
+    time_axis: int | None = None,
 ) -> Tensor:
     """How much each channel of a layer matters for the score: Grad-CAM's weights ``alpha_k``.
 
@@ -284,6 +291,7 @@ def neuron_importance(
         target: What to ask for.
         grid: How the layer's output lies on the image.
         labels: For ``target="label"``.
+        time_axis: Of clips.
 
     Returns:
         ``(n, channels)``, float32 on the CPU; of several scores a sample ``(n, k, channels)``.
@@ -292,7 +300,7 @@ def neuron_importance(
         ValueError: See :func:`gradcam`.
         TypeError: See :func:`gradcam`.
     """
-    seen, name = _attribute_layer(model, images, target_layer, target, "gradcam", grid, labels)
+    seen, name = _attribute_layer(model, images, target_layer, target, "gradcam", grid, labels, time_axis)
     return seen.alpha[name].unflatten(0, seen.scores.shape)
 
 
@@ -304,10 +312,11 @@ def _attribute_layer(
     method: str | Method,
     grid: Grid | Layout | None,
     labels: Tensor | None,
+    time_axis: int | None,
 ) -> tuple[Attribution, str]:
     """Observe one layer; also the layer's name."""
     ask, compute = as_target(target), as_method(method)
-    batch = Batch(images, labels)
+    given = Batch(images, labels, time_axis=time_axis)
     layers = check_layers(None if target_layer is None else [target_layer], grid)
     layout = None if grid is None else as_layout(grid)
     stand_in = StandIn(model)
@@ -317,6 +326,7 @@ def _attribute_layer(
         def forward(batch: Batch) -> Any:
             return model(batch.images.clone())
 
+        batch, _ = with_axes(model, given, forward)
         question, own = Question(stand_in.of(ask)), stand_in.of(compute)
         if not layers:
             question = question.tried_on(forward, batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,12 +18,14 @@ from lightning_gradcam.attribution.batch import Batch, of_rows
 from lightning_gradcam.attribution.layers import names_of_modules, split_call
 from lightning_gradcam.attribution.layout import (
     Flattened,
+    Frames,
     Grid,
     Layout,
     NoMapError,
     Tokens,
     channels_first,
     first_tensor,
+    frame_layouts,
     infer_layout,
     no_grid_message,
     other_layouts,
@@ -31,8 +34,14 @@ from lightning_gradcam.attribution.layout import (
 Reading = tuple[Layout, Grid]
 Call = tuple[int, int]  # a module's id, and which of its calls in a forward, counted from 1
 # Of what moves a token its own quarter of the image has 0.25 by chance: object queries of a DETR 0.25 to 0.26, patches
-# of ViTs that were trained on digits 0.35 to 1.
-_OWN_SHARE = 0.27
+# of ViTs that were trained on digits 0.35 to 1. On clips the cells of an untrained MViTv2-S have 1.03 to 1.06 times what
+# they have by chance, and no queries are known. By the number of axes, in units of chance:
+_OWN_SHARE = {1: 1.08, 2: 1.08, 3: 1.02}
+_KERNELS = {
+    1: (nn.MaxPool1d, nn.AvgPool1d, nn.Conv1d),
+    2: (nn.MaxPool2d, nn.AvgPool2d, nn.Conv2d),
+    3: (nn.MaxPool3d, nn.AvgPool3d, nn.Conv3d),
+}
 
 
 @contextmanager
@@ -55,6 +64,17 @@ def _each_output(note: Callable[[nn.Module, Any], None]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _all_modules_called() -> Iterator[None]:
+    """Let PyTorch's own transformers call their parts, and not one function for all of them."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def numbered(modules: Iterable[nn.Module]) -> list[Call]:
@@ -93,7 +113,8 @@ def layouts_of(
     for name, key in keys.items():
         shapes = [shape for module, shape in calls if id(module) == key[0]]
         shape = tuple(shapes[key[1] - 1])
-        if key not in found and (len(shape) != 4 or math.prod(shape[2:]) < 2):
+        as_it_is = len(shape) == len(batch.size) + 2 > 3 and math.prod(shape[2:]) > 1
+        if key not in found and not as_it_is:
             names, tried = names_of_modules(model), _try(readings(calls, batch), batch, forward)
             others = [names[one][0] for (one, _), right in tried.items() if right and one in names and one != key[0]]
             other = min(reversed(others), key=lambda other: other.count("."), default=None)
@@ -114,26 +135,41 @@ def readings(
 
     Of tokens and of flattened maps the shape alone does not tell: :func:`settled` does.
     """
-    samples = len(batch.images)
+    samples, size, axes = len(batch.images), batch.size, len(batch.size)
     seen: dict[Grid, None] = {}
+    of_frames: dict[Grid, None] = {}
     found: dict[Call, list[Reading]] = {}
+    times = Counter(id(module) for module, _ in calls)
     for call, (module, shape) in zip(numbered(module for module, _ in calls), calls, strict=True):
-        if len(shape) == 4 and (shape[2], shape[3]) not in seen and _is_spatial(module):
-            seen[shape[2], shape[3]] = None
+        if len(shape) == axes + 2 and tuple(shape[2:]) not in seen and _is_spatial(module, shape, axes):
+            seen[tuple(shape[2:])] = None
+        if axes == 3 and len(shape) == 4 and _is_spatial(module, shape, 2):
+            of_frames[tuple(shape[2:])] = None
         found[call] = []
-        if wanted is not None and len(shape) == 4 and id(module) not in wanted:
+        if wanted is not None and len(shape) == axes + 2 > 3 and id(module) not in wanted:
             continue
-        best = infer_layout(shape, samples, batch.size, seen)
-        found[call] = [*([best] if best else []), *other_layouts(shape, samples, seen)]
+        best = infer_layout(shape, samples, size, seen)
+        found[call] = [*([best] if best else []), *other_layouts(shape, samples, size, seen)]
+        if axes == 1 and _is_spatial(module, shape, 1):
+            found[call] = found[call][:1]  # of three axes as tokens have, but never tokens
         if best and isinstance(best[0], Tokens) and math.prod(best[1]) == shape[1 - best[0].batch_axis]:
             seen[best[1]] = None
+        if axes == 3:
+            rows = frame_layouts(shape, samples, size, of_frames, times[id(module)] == 1)
+            found[call] += rows
+            seen |= {grid: None for _, grid in rows if len(shape) == 4 and _is_spatial(module, shape, 2)}
     return found
 
 
-def _is_spatial(module: nn.Module) -> bool:
-    """Whether the module is a pooling or has a convolution's weights, maybe to call a function with them."""
-    has_kernel = any(one is not None and one.ndim == 4 for one in module._parameters.values())
-    return has_kernel or isinstance(module, (nn.MaxPool2d, nn.AvgPool2d, nn.Conv2d))
+def _is_spatial(module: nn.Module, shape: Sequence[int], axes: int) -> bool:
+    """Whether the module is a pooling or has a convolution's weights, maybe to call a function with them.
+
+    Of three axes, as the kernels of signals have, are positions of tokens too: a kernel has one for each channel.
+    """
+    kernels = [one for one in module._parameters.values() if one is not None and one.ndim == axes + 2]
+    if axes == 1:
+        kernels = [one for one in kernels if len(shape) > 1 and one.shape[0] == shape[1]]
+    return bool(kernels) or isinstance(module, _KERNELS[axes])
 
 
 def settled(
@@ -141,13 +177,13 @@ def settled(
 ) -> dict[Call, Reading]:
     """The reading of each call that is right, without those that have none.
 
-    Object queries, words and channels may have the number of a grid's cells. So where there are tokens or flattened
-    maps, one more forward, of five images, runs a sample as it is and with each quarter of the image drawn anew, and
-    cells are those that are moved most by the quarter in which they lie.
+    Object queries, words and channels may have the number of a grid's cells. So where there are tokens, flattened maps
+    or frames, one more forward, of five images, runs a sample as it is and with each quarter of the image drawn anew,
+    and cells are those that are moved most by the quarter in which they lie; of volumes and clips these are eight
+    parts, of signals two.
     """
-    doubtful = {
-        call: found for call, found in options.items() if any(isinstance(one, Tokens | Flattened) for one, _ in found)
-    }
+    of_doubt = Tokens | Flattened | Frames
+    doubtful = {call: found for call, found in options.items() if any(isinstance(one, of_doubt) for one, _ in found)}
     right = {call: found[0] for call, found in options.items() if found and call not in doubtful}
     if doubtful:
         tried = _try(doubtful, batch, forward)
@@ -160,71 +196,87 @@ def _try(
     options: Mapping[Call, Sequence[Reading]], batch: Batch, forward: Callable[[Batch], Any]
 ) -> dict[Call, Reading | None]:
     """The reading of each call that agrees best with what the quarters of the image move, if one does."""
-    drawn = _with_quarters_drawn_anew(batch)
+    drawn = _with_parts_drawn_anew(batch)
+    rows = len(drawn.images)
     times: Counter[int] = Counter()
     found: dict[Call, Reading | None] = {}
-    reads_images = False
+    reads_images = completed = False
 
     def note(module: nn.Module, output: Any) -> None:
         nonlocal reads_images
         times[id(module)] += 1
         call = id(module), times[id(module)]
-        if isinstance(output, Tensor) and output.ndim > 1 and len(output) == len(drawn.images):
-            reads_images = reads_images or any(not torch.equal(output[0], one) for one in output[1:5])
-        if call in options and isinstance(output, Tensor) and output.ndim in (3, 4):
-            found[call] = _first_that_agrees(options[call], output)
+        if isinstance(output, Tensor) and output.ndim > 1 and len(output) == rows:
+            reads_images = reads_images or any(not torch.equal(output[0], one) for one in output[1:])
+        if call in options and isinstance(output, Tensor) and output.ndim in (3, 4, 5):
+            found[call] = _first_that_agrees(options[call], output, rows)
 
     # A forward that takes no other number of samples, or reads something else than the images, cannot be asked: then
     # the shape must do.
-    with _each_output(note), suppress(Exception):
+    with _each_output(note), _all_modules_called(), suppress(Exception):
         forward(drawn)
-    return found if reads_images else {call: one[0] for call, one in options.items() if one}
+        completed = True
+    return found if reads_images and completed else {call: one[0] for call, one in options.items() if one}
 
 
-def _with_quarters_drawn_anew(batch: Batch) -> Batch:
-    """The first sample five times, the last four each with another quarter of the image drawn anew."""
+def _with_parts_drawn_anew(batch: Batch) -> Batch:
+    """The first sample several times, but for the first time each with another quarter of the image drawn anew.
+
+    The axes are halved, so that there are two to the power of their number of such parts.
+    """
+    size = batch.size
+    times = 1 + 2 ** len(size)
     one = replace(batch.part(slice(1)), ids=(), groups=(), inputs=None)
     inputs = of_rows(
-        batch.part(slice(1)).inputs, 1, lambda row: torch.cat([row] * 5) if isinstance(row, Tensor) else row * 5
+        batch.part(slice(1)).inputs,
+        1,
+        lambda row: torch.cat([row] * times) if isinstance(row, Tensor) else row * times,
     )
-    whole = replace(one.apply(lambda tensor: tensor.repeat_interleave(5, 0)), inputs=inputs)
+    whole = replace(one.apply(lambda tensor: tensor.repeat_interleave(times, 0)), inputs=inputs)
     generator = torch.Generator().manual_seed(0)
 
     def draw(images: Tensor) -> Tensor:
         if images.shape != whole.images.shape:
             return images
-        height, width = whole.size
         low, high = images[0].float().aminmax()
         noise = torch.rand(images.shape[1:], generator=generator).to(images.device)
         drawn = (low + noise * torch.where(high > low, high - low, 1)).to(images.dtype)
         changed = images.clone()
-        if whole.channel_axis == 3:
-            drawn, places = drawn.movedim(2, 0), changed.movedim(3, 1)
-        else:
-            places = changed
-        for quarter in range(4):
-            rows = slice(height // 2) if quarter < 2 else slice(height // 2, None)
-            columns = slice(width // 2) if quarter % 2 == 0 else slice(width // 2, None)
-            places[1 + quarter, :, rows, columns] = drawn[:, rows, columns]
+        drawn, places = drawn.movedim(whole.channel_axis - 1, 0), changed.movedim(whole.channel_axis, 1)
+        for part, halves in enumerate(itertools.product((0, 1), repeat=len(size))):
+            where = (slice(None), *(_half(side, half) for side, half in zip(size, halves, strict=True)))
+            places[1 + part][where] = drawn[where]
         return changed
 
     return whole.apply(draw)
 
 
-def _first_that_agrees(options: Sequence[Reading], output: Tensor) -> Reading | None:
-    """The first reading by which cells are moved by their own quarter more than by the others."""
+def _half(side: int, which: int) -> slice:
+    """One half of an axis; of a single row both are the whole."""
+    return slice(None) if side == 1 else slice(side // 2, None) if which else slice(side // 2)
+
+
+def _first_that_agrees(options: Sequence[Reading], output: Tensor, rows: int) -> Reading | None:
+    """The first reading by which cells are moved by their own part of the image more than by the others.
+
+    A map of a signal whose length a convolution has handed out before is one also where no other reading agrees.
+    """
+    parts = rows - 1
+    least = _OWN_SHARE[parts.bit_length() - 1] / parts
     for layout, grid in options:
-        if not isinstance(layout, Tokens):
-            (share,), (certain,) = _own_share(layout(output[:5]).flatten(2).mT.float(), grid)
-            if certain and share > _OWN_SHARE:
+        if not isinstance(layout, Tokens) or layout.time_last:
+            cells = layout(output).flatten(2).mT.float()
+            (share,), (certain,) = _own_share(cells, grid) if len(cells) == rows else ([0], [False])
+            if certain and share > least:
                 return layout, grid
             continue
-        shares, certain = (one.flip(0) for one in _own_share(output.movedim(layout.batch_axis, 0)[:5].float(), grid))
+        tokens = output.movedim(layout.batch_axis, 0)
+        shares, certain = (one.flip(0) for one in _own_share(tokens[:rows].float(), grid))
         # A place that is one token off costs about so much; where less tells them apart, what is not cells comes first.
-        after = 0 if shares[0] >= shares.max() - 0.1 / grid[1] else int(shares.argmax())
-        if certain[after] and shares[after] > _OWN_SHARE:
+        after = 0 if shares[0] >= shares.max() - 0.1 / grid[-1] else int(shares.argmax())
+        if certain[after] and shares[after] > least:
             return replace(layout, after=after), grid
-    return None
+    return next((one for one in options[:1] if one[0] is channels_first and len(one[1]) == 1), None)
 
 
 def _within_halves(side: int) -> list[int]:
@@ -233,24 +285,27 @@ def _within_halves(side: int) -> list[int]:
 
 
 def _own_share(rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """By the place at which the grid begins: how much of what moves its cells is due to the quarter they lie in.
+    """By the place at which the grid begins: how much of what moves its cells is due to the part they lie in.
 
-    How far a quarter moves a cell is told in units of how far it moves all, since one may hold all that matters.
+    How far a part moves a cell is told in units of how far it moves all, since one may hold all that matters.
 
     Args:
-        rows: ``(5, positions, c)``, of the image and of the same with another quarter changed each time.
+        rows: ``(1 + parts, positions, c)``, of the image and of the same with another part changed each time.
         grid: Of as many cells as there are positions, or of fewer.
 
     Returns:
-        The mean over cells, 1/4 by chance, and whether it is more than that by five standard errors.
+        The mean over cells, one over the number of parts by chance, and whether it is more by five standard errors.
     """
-    moved = (rows[1:] - rows[0]).norm(dim=2)  # (4, positions)
+    moved = (rows[1:] - rows[0]).norm(dim=2)  # (parts, positions)
     moved = (moved / moved.mean(1, keepdim=True)).nan_to_num()
     shares = (moved / moved.sum(0)).nan_to_num().unfold(1, math.prod(grid), 1).unflatten(2, grid)
-    lower, right = (2 * torch.arange(side, device=rows.device) + 1 > side for side in grid)
-    quarters = 2 * lower[:, None].long() + right
-    own = shares.gather(0, quarters.expand(1, *shares.shape[1:]))[0]
-    rows_within, columns_within = map(_within_halves, grid)
-    own = own[:, rows_within][:, :, columns_within].flatten(1)
+    parts = torch.zeros(grid, dtype=torch.long, device=rows.device)
+    for axis, side in enumerate(grid):
+        later = (2 * torch.arange(side, device=rows.device) + 1 > side).long()
+        parts = 2 * parts + later.reshape(-1, *[1] * (len(grid) - 1 - axis))
+    own = shares.gather(0, parts.expand(1, *shares.shape[1:]))[0]
+    for axis, side in enumerate(grid, 1):
+        own = own.index_select(axis, torch.tensor(_within_halves(side), device=own.device))
+    own = own.flatten(1)
     error = own.std(1) / own.shape[1] ** 0.5
-    return own.mean(1), own.mean(1) - 1 / 4 > 5 * error
+    return own.mean(1), own.mean(1) - 1 / len(moved) > 5 * error

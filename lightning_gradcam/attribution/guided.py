@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lightning_gradcam.attribution.axes import with_axes
 from lightning_gradcam.attribution.batch import Batch
 from lightning_gradcam.attribution.capture import summed_scores
 from lightning_gradcam.attribution.functional import default_forward, gradcam
 from lightning_gradcam.attribution.layers import Layer
 from lightning_gradcam.attribution.layout import Grid, Layout
 from lightning_gradcam.attribution.question import Question
+from lightning_gradcam.attribution.spatial import upsampled
 from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import Target, as_target, score
 
@@ -75,7 +77,7 @@ def guided_gradients(
         at_once: How many samples to run at a time, to save memory; ``None``: all.
 
     Returns:
-        ``(n, c, H, W)``, float32 on the CPU; of several scores a sample ``(n, k, c, H, W)``.
+        ``(n, c, *spatial)``, float32 on the CPU; of several scores a sample ``(n, k, c, *spatial)``.
 
     Raises:
         ValueError: If the forward calls no ReLU, or the score has no gradient at the images.
@@ -127,18 +129,18 @@ def _gradient(score: Tensor, images: Tensor, more: bool) -> Tensor | None:
 
 
 def guide(maps: Tensor, gradients: Tensor) -> Tensor:
-    """Guided Grad-CAM: the guided gradient times the positive part of the map, brought to the image bilinearly.
+    """Guided Grad-CAM: the guided gradient times the positive part of the map, brought to the image linearly.
 
     Source: Selvaraju et al., ICCV 2017, arXiv 1610.02391, section 3.2.
 
     Args:
-        maps: Signed maps ``(n, h, w)``.
-        gradients: ``(n, c, H, W)``.
+        maps: Signed maps ``(n, *grid)``.
+        gradients: ``(n, c, *spatial)``.
 
     Returns:
-        ``(n, c, H, W)``, signed.
+        ``(n, c, *spatial)``, signed.
     """
-    return F.interpolate(maps.relu()[:, None], gradients.shape[2:], mode="bilinear") * gradients
+    return upsampled(maps.relu(), gradients.shape[2:])[:, None] * gradients
 
 
 def guided_backprop(
@@ -146,6 +148,7 @@ def guided_backprop(
     images: Tensor,
     target: Target | str | int | Sequence[int] = "predicted",
     labels: Tensor | None = None,
+    time_axis: int | None = None,
 ) -> Tensor:
     """Guided Backpropagation of some images, with no Trainer.
 
@@ -154,23 +157,25 @@ def guided_backprop(
 
     Args:
         model: See :func:`~lightning_gradcam.gradcam`.
-        images: ``(n, c, H, W)``, floating-point, as the model expects them, on its device.
+        images: As for :func:`~lightning_gradcam.gradcam`, floating-point.
         target: See :func:`~lightning_gradcam.gradcam`.
         labels: For ``target="label"``.
+        time_axis: Of clips, see :func:`~lightning_gradcam.gradcam`.
 
     Returns:
-        ``(n, c, H, W)``, signed, float32 on the CPU, in the score's unit per unit of the image; of several scores a
-        sample ``(n, k, c, H, W)``.
+        ``(n, c, *spatial)``, signed, float32 on the CPU, in the score's unit per unit of the image; of several scores a
+        sample ``(n, k, c, *spatial)``.
 
     Raises:
         ValueError: If the forward calls no ReLU, see :class:`GuidedReLUs`, or an argument is wrong.
         TypeError: If an argument is of another type.
     """
-    ask, batch = as_target(target), Batch(images, labels)
+    ask, given = as_target(target), Batch(images, labels, time_axis=time_axis)
     stand_in = StandIn(model)
 
     def look(model: nn.Module) -> Tensor:
         forward = partial(default_forward, model)
+        batch, _ = with_axes(model, given, forward)
         question = Question(stand_in.of(ask)).tried_on(forward, batch)
         return guided_gradients(model, batch, question.to_answer(forward), question)
 
@@ -184,16 +189,18 @@ def guided_gradcam(
     target: Target | str | int | Sequence[int] = "predicted",
     grid: Grid | Layout | None = None,
     labels: Tensor | None = None,
+    time_axis: int | None = None,
 ) -> Tensor:
     """Guided Grad-CAM of some images, with no Trainer: :func:`guided_backprop` where Grad-CAM looks.
 
     Args:
         model: See :func:`~lightning_gradcam.gradcam`, as all the others.
-        images: ``(n, c, H, W)``, floating-point.
+        images: As for :func:`guided_backprop`.
         target_layer: The layer of the map.
         target: What to ask for.
         grid: How the layer's output lies on the image.
         labels: For ``target="label"``.
+        time_axis: Of clips.
 
     Returns:
         As :func:`guided_backprop`.
@@ -202,7 +209,8 @@ def guided_gradcam(
         ValueError: See :func:`guided_backprop` and :func:`~lightning_gradcam.gradcam`.
         TypeError: If an argument is of another type.
     """
-    gradients = guided_backprop(model, images, target, labels)
-    maps = gradcam(model, images, target_layer, target, "gradcam", grid, labels)
-    scores = maps.shape[:-2]
-    return guide(maps.flatten(0, -3), gradients.flatten(0, -4)).unflatten(0, scores)
+    gradients = guided_backprop(model, images, target, labels, time_axis)
+    maps = gradcam(model, images, target_layer, target, "gradcam", grid, labels, time_axis)
+    axes = images.ndim - 2
+    scores = maps.shape[:-axes]
+    return guide(maps.flatten(0, -axes - 1), gradients.flatten(0, -axes - 2)).unflatten(0, scores)

@@ -1,8 +1,8 @@
 """Activations and gradients of a layer to one map a sample.
 
-Every method takes the activations ``A`` and the gradients ``G = d score / d A`` of a layer, both ``(n, c, h, w)``,
-and returns a map ``(n, h, w)`` before the ReLU. Sums over positions run over ``h`` and ``w``, sums over ``k`` over
-the ``c`` channels.
+Every method takes the activations ``A`` and the gradients ``G = d score / d A`` of a layer, both ``(n, c, *grid)``,
+such as ``(n, c, h, w)``, and returns a map ``(n, *grid)`` before the ReLU. Sums over positions run over all cells of
+the grid, sums over ``k`` over the ``c`` channels.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ from lightning_gradcam.attribution.layers import split_call
 from lightning_gradcam.attribution.targets import logits
 
 Method = Callable[[Tensor, Tensor], Tensor]
+_Linear = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+def positions(cells: Tensor) -> tuple[int, ...]:
+    """The axes of the positions in ``(n, c, *grid)``."""
+    return tuple(range(2, cells.ndim))
 
 
 def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -27,7 +33,7 @@ def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
 
     Source: Selvaraju et al., ICCV 2017, arXiv 1610.02391, equations 1 and 2 without the ReLU.
     """
-    return _weighted(gradients.mean((2, 3)), activations)
+    return _weighted(gradients.mean(positions(gradients)), activations)
 
 
 def cam(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -38,7 +44,7 @@ def cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
     Source: Zhou et al., CVPR 2016, arXiv 1512.04150, equation 2.
     """
-    return _weighted(gradients.sum((2, 3)), activations)
+    return _weighted(gradients.sum(positions(gradients)), activations)
 
 
 def check_cam(
@@ -56,7 +62,7 @@ def check_cam(
         model: The model.
         layer: The layer.
         called: The modules that the forward called, in the order in which they finished.
-        activations: Of the layer, ``(n, c, h, w)``.
+        activations: Of the layer, ``(n, c, *grid)``.
         output: What the model gave for these.
 
     Raises:
@@ -83,20 +89,21 @@ def _weighted_modules_after(
     return [module for module in later if id(module) not in around and (module._parameters or module._buffers)]
 
 
-def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
+def _is_linear(module: nn.Module) -> TypeGuard[_Linear]:
     """Whether it is a linear layer, or the same in another form: a 1 x 1 convolution of what is pooled to one cell."""
-    if isinstance(module, nn.Conv2d):
-        return module.kernel_size == module.stride == (1, 1) and module.groups == 1 and module.padding in (0, (0, 0))
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        plain = set(module.kernel_size) == set(module.stride) == {1} and module.groups == 1
+        return plain and module.padding in (0, (0,) * len(module.kernel_size))
     return isinstance(module, nn.Linear)
 
 
-def _is_head(layer: nn.Linear | nn.Conv2d, activations: Tensor, output: Any) -> bool:
+def _is_head(layer: _Linear, activations: Tensor, output: Any) -> bool:
     """Whether a linear layer makes these logits of the mean over positions, to rounding."""
     try:
         scores = logits(output, len(activations)).detach()
     except ValueError:
         return False
-    pooled, weight = activations.mean((2, 3)).float(), layer.weight.detach().flatten(1).float()
+    pooled, weight = activations.mean(positions(activations)).float(), layer.weight.detach().flatten(1).float()
     if weight.shape != (scores.shape[1], pooled.shape[1]):
         return False
     finite = pooled.isfinite().all(1) & scores.isfinite().all(1)
@@ -125,8 +132,8 @@ def gradcam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
     Source: Chattopadhay et al., WACV 2018, arXiv 1710.11063, equation 19, for the score itself.
     """
     positive = gradients.relu()
-    denominator = 2 + activations.sum((2, 3), keepdim=True) * positive
-    return _weighted(torch.where(denominator == 0, 0, positive / denominator).sum((2, 3)), activations)
+    denominator = 2 + activations.sum(positions(activations), keepdim=True) * positive
+    return _weighted(torch.where(denominator == 0, 0, positive / denominator).sum(positions(positive)), activations)
 
 
 def layercam(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -147,12 +154,12 @@ def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
 
     Source: Fu et al., BMVC 2020, arXiv 2008.02312.
     """
-    total = activations.sum((2, 3))
-    return _weighted(torch.where(total == 0, 0, (gradients * activations).sum((2, 3)) / total), activations)
+    total, product = activations.sum(positions(activations)), gradients * activations
+    return _weighted(torch.where(total == 0, 0, product.sum(positions(product)) / total), activations)
 
 
 def _weighted(weights: Tensor, activations: Tensor) -> Tensor:
-    return (weights[:, :, None, None] * activations).sum(1)
+    return (weights.reshape(*weights.shape, *[1] * (activations.ndim - 2)) * activations).sum(1)
 
 
 METHODS: dict[str, Method] = {

@@ -39,7 +39,7 @@ _FUNCTIONS = {
 
 
 def find_logits(output: Any, samples: int, classes: int | None = None) -> Path | None:
-    """Find where the logits lie in a model's output: ``(n, classes)``, or ``(n, classes, H, W)`` of a segmentation.
+    """Find where the logits lie in a model's output: ``(n, classes)``, or ``(n, classes, *spatial)`` of a segmentation.
 
     Args:
         output: A tensor, or a tuple, list, mapping or dataclass that holds some, at most one container deep: named
@@ -52,7 +52,7 @@ def find_logits(output: Any, samples: int, classes: int | None = None) -> Path |
         The path to the tensor; ``None`` where there is none, or several under names of their own or behind another.
     """
     found = list(_tensors(output, samples))
-    rows = [path for path, tensor in found if tensor.ndim == 2] or [path for path, tensor in found if tensor.ndim == 4]
+    rows = [path for path, tensor in found if tensor.ndim == 2] or [path for path, tensor in found if tensor.ndim > 2]
     named = sorted((path for path, _ in found if _is_named(path)), key=lambda path: (path[-1] != "logits", len(path)))
     if named:
         return named[0]
@@ -73,7 +73,7 @@ def _tensors(output: Any, samples: int, path: Path = ()) -> Iterator[tuple[Path,
     """The tensors in an output that may be logits, flattened."""
     if isinstance(output, Tensor):
         tensor = flat(output, samples)
-        if tensor.ndim in (2, 4) and len(tensor) == samples and tensor.shape[1] and tensor.is_floating_point():
+        if tensor.ndim in (2, 4, 5) and len(tensor) == samples and tensor.shape[1] and tensor.is_floating_point():
             yield path, tensor
         return
     items = items_of(output)
@@ -88,7 +88,7 @@ def flat(found: Tensor, samples: int) -> Tensor:
     """Logits whose last or first dimension is missing, or that lie on a single pixel, as ``(n, classes)``."""
     if found.ndim < 2 and found.numel() and (samples == 1 or found.numel() == samples):
         return found.reshape(samples, -1)
-    return found.flatten(1) if found.ndim == 4 and found.shape[2:] == (1, 1) else found
+    return found.flatten(1) if found.ndim in (4, 5) and found.shape[2:].numel() == 1 else found
 
 
 def activation_of(found: Tensor) -> str:

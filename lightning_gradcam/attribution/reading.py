@@ -14,8 +14,11 @@ from torch import Tensor
 
 from lightning_gradcam.attribution.batch import Batch, has_rows
 from lightning_gradcam.attribution.regions import box_masks, check_boxes, plain_region
+from lightning_gradcam.attribution.spatial import Size, along_cells
 
 IMAGES = ("image", "images", "img", "imgs", "x", "pixel_values", "input", "inputs", "data")
+IMAGES += ("video", "videos", "clip", "clips", "frames", "pixel_values_videos", "volume", "volumes")
+IMAGES += ("signal", "signals", "waveform", "waveforms", "audio", "ecg")
 LABELS = ("label", "labels", "y", "target", "targets", "lab", "cls")
 MASKS = ("mask", "masks", "seg", "segmentation", *LABELS)
 _NO_MASKS = {"pixel", "attention", "padding", "pad", "valid"}  # of masks that say which pixels or tokens count
@@ -78,6 +81,7 @@ def default_batch(batch: Any) -> Batch:
         batch: The images, or a tuple, list, mapping or dataclass that holds them, at most one container deep. Images
             are ``(n, c, H, W)``, floating-point or ``uint8``, or a list of ``(c, H, W)``: in a tuple the first that
             fits, among names ``image``, ``img``, ``x``, ``pixel_values``, ``input`` or ``data``, else the only one.
+            Where there are none, volumes and clips of five axes, or signals of three, count.
             Labels have a row a sample: in a tuple the first, among names ``label``, ``y``, ``target``, ``lab`` or
             ``cls``, else one that holds such a word. What has the images' height and width and few values is a mask,
             and a list of dicts with boxes is of a detector: the region ``object`` is the class of most pixels or boxes,
@@ -94,15 +98,20 @@ def read_batch(raw: Any) -> ReadBatch:
     """As :func:`default_batch`, and what was taken for what."""
     parts, place = dict(_parts(raw)), partial(_place, raw)
     where = _find_images(raw, parts)
-    images, sizes = _as_images(parts.pop(where))
-    n, notes = len(images), []
-    source, main, region = _find_region(parts, images, sizes)
+    found, sizes = _as_images(parts.pop(where))
+    as_read, notes = Batch(found), []  # which knows what the images know of themselves
+    source, main, region = _find_region(parts, as_read, sizes)
+    if region is None and found.ndim == 5 and as_read.time_axis is None:
+        turned = replace(as_read, time_axis=1)
+        source, main, region = _find_region(parts, turned, sizes)
+        as_read = as_read if region is None else turned  # so that the mask has told
+    images, n = as_read.images, len(found)
     labels = _find_labels(raw, parts, n, where)
     value = None if labels is None else torch.as_tensor(parts.pop(labels))
     try:
-        batch = Batch(images, value)
+        batch = replace(as_read, labels=value)
     except (TypeError, ValueError) as error:
-        paste = _to_paste(raw, where, labels)
+        paste = to_paste(raw, where, labels)
         raise AskError(f"cannot read the batch {structure(raw)}: {error}", batch_fn=paste) from error
     taken = [f"images from `{place(where)}`"] + ([f"labels from `{place(labels)}`"] if labels is not None else [])
     if region is not None and source is not None:
@@ -122,12 +131,12 @@ def read_batch(raw: Any) -> ReadBatch:
 
 
 def _find_region(
-    parts: dict[Path, Any], images: Tensor, sizes: Tensor | None
+    parts: dict[Path, Any], batch: Batch, sizes: Tensor | None
 ) -> tuple[Path | None, Tensor | None, Tensor | None]:
     """What tells where an object lies, taken out of the parts: its path, each sample's class, and the region."""
-    n, size = len(images), Batch(images).size
+    images, n, size = batch.images, len(batch.images), batch.size
     targets = next((path for path, part in parts.items() if _are_targets(part, n)), None)
-    if targets is not None:
+    if targets is not None and len(size) == 2:
         return targets, *_of_targets(parts.pop(targets), images, sizes)
     masks = [path for path, part in parts.items() if _is_mask(part, n, size) and not _NO_MASKS & _words(path)]
     named = _by_name(masks, MASKS)
@@ -137,7 +146,7 @@ def _find_region(
     usual = _by_name(masks, MASKS)
     if usual or len(masks) == 1 or (masks and not any(map(_name, masks))):  # of several names none tells
         first = [*usual, *masks][0]
-        return first, *_of_mask(parts.pop(first))
+        return first, *_of_mask(parts.pop(first), size)
     for path, part in parts.items():
         if type(part).__name__ == "BoundingBoxes" and part.shape == (n, 4):
             return path, None, plain_region(parts.pop(path))
@@ -177,6 +186,16 @@ def _is_image(value: Any, axes: int = 4) -> bool:
     return kind and value.ndim == axes and value.numel() > 0
 
 
+def _is_signal(value: Any) -> bool:
+    return _is_image(value, 3) and value.is_floating_point()
+
+
+def _sizes_of(images: Tensor) -> set[tuple[int, ...]]:
+    """What the spatial axes of images of five axes may be: the last three, or all but the channels behind time."""
+    shape = tuple(images.shape)
+    return {shape[2:], (shape[1], *shape[3:])}
+
+
 def _is_list_of_images(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0 and all(_is_image(one, 3) for one in value)
 
@@ -191,8 +210,19 @@ def _is_list(value: Any) -> bool:
 
 
 def _find_images(raw: Any, parts: Mapping[Path, Any]) -> Path:
+    large = [path for path, part in parts.items() if _is_image(part, 5)]  # volumes and clips
+    masks = {
+        path
+        for path, part in parts.items()
+        for one in large
+        if _is_image(part) and len(part) == len(parts[one]) and tuple(part.shape[1:]) in _sizes_of(parts[one])
+    }
     fits = [path for path, part in parts.items() if _is_image(part) or _is_list_of_images(part)]
-    usual = _by_name(fits, IMAGES)
+    fits = [path for path in fits if path not in masks]
+    usual = _by_name([*fits, *large], IMAGES)
+    # Signals look like the states of a sequence model, so they count where nothing else does.
+    fits = fits or large or [path for path, part in parts.items() if _is_signal(part)]
+    usual = usual or _by_name(fits, IMAGES)
     if usual:
         return usual[0]
     maybe = [path for path in fits if not _is_one_mask(parts[path])] or fits
@@ -202,7 +232,7 @@ def _find_images(raw: Any, parts: Mapping[Path, Any]) -> Path:
     raise AskError(
         f"cannot read the batch {structure(raw)}{known}; expected images (n, c, H, W) alone, first in a tuple or under "
         "a name such as 'image'; pass `batch_fn=lambda batch: Batch(images=..., labels=...)`",
-        **({"batch_fn": _to_paste(raw, fits[0], None)} if fits else {}),
+        **({"batch_fn": to_paste(raw, fits[0], None)} if fits else {}),
     )
 
 
@@ -243,7 +273,7 @@ def _find_labels(raw: Any, parts: Mapping[Path, Any], n: int, images: Path) -> P
         raise AskError(
             f"cannot read the batch {structure(raw)}: labels may be any of {several}; pass "
             "`batch_fn=lambda batch: Batch(images=..., labels=...)`",
-            batch_fn=_to_paste(raw, images, found[0]),
+            batch_fn=to_paste(raw, images, found[0]),
         )
     return found[0] if found else None
 
@@ -279,35 +309,38 @@ def _is_picture(part: Tensor, images: Tensor) -> bool:
 
 def _is_one_mask(part: Any) -> bool:
     """Whether it is a mask of one channel, whatever the images' size."""
-    return isinstance(part, Tensor) and part.shape[1] == 1 and _is_mask(part, len(part), (part.shape[2], part.shape[3]))
+    one_channel = isinstance(part, Tensor) and part.shape[1] == 1
+    return one_channel and _is_mask(part, len(part), tuple(part.shape[2:]))
 
 
-def _is_mask(part: Any, n: int, size: tuple[int, int]) -> bool:
-    """Whether it has the images' height and width, and few values, all of them whole."""
-    if not isinstance(part, Tensor) or part.ndim not in (3, 4) or part.is_complex() or part.shape[:1] != (n,):
+def _is_mask(part: Any, n: int, size: Size) -> bool:
+    """Whether it has the images' height and width, or all their spatial axes, and few values, all of them whole."""
+    axes = len(size)
+    if not isinstance(part, Tensor) or part.ndim not in (axes + 1, axes + 2) or part.is_complex():
         return False
-    if (part.shape[-2], part.shape[-1]) != size:
+    if part.shape[:1] != (n,) or tuple(part.shape[-axes:]) != size:
         return False
     values = part.unique()
-    several = part.ndim == 4 and part.shape[1] > 1
+    several = part.ndim == axes + 2 and part.shape[1] > 1
     whole = not part.is_floating_point() or bool((values == values.round()).all())
     return whole and len(values) <= (2 if several else _MANY) and (not several or set(values.tolist()) <= {0, 1})
 
 
-def _of_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The class of most pixels of each sample's mask ``(n,)``, and the mask of that class ``(n, H, W)``."""
+def _of_mask(mask: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    """The class of most pixels of each sample's mask ``(n,)``, and the mask of that class ``(n, *size)``."""
     mask = mask.as_subclass(Tensor)
-    if mask.ndim == 4 and mask.shape[1] > 1:  # a channel a class, the first one of the background if they sum to 1
+    if mask.ndim == len(size) + 2 and mask.shape[1] > 1:
+        # A channel a class, the first one of the background if they sum to 1.
         first = int((mask.sum(1) == 1).all())
         classes = mask[:, first:].flatten(2).sum(2).argmax(1) + first
         region = mask[torch.arange(len(mask)), classes].float()
     else:
-        mask = mask.reshape(len(mask), *mask.shape[-2:]).long()
+        mask = mask.reshape(len(mask), *size).long()
         if set(mask.unique().tolist()) <= {0, 255}:
             mask = mask // 255
         classes = torch.tensor([_commonest(one, _NO_CLASS) for one in mask])
-        there = (classes != NO_LABEL)[:, None, None].to(mask.device)
-        region = ((mask == classes[:, None, None].to(mask)) & there).float()
+        there = along_cells(classes != NO_LABEL, mask).to(mask.device)
+        region = ((mask == along_cells(classes, mask).to(mask)) & there).float()
     return torch.where(region.flatten(1).any(1).cpu(), classes.cpu(), NO_LABEL), region
 
 
@@ -361,9 +394,10 @@ def _place(value: Any, path: Path) -> str:
     return text
 
 
-def _to_paste(raw: Any, images: Path, labels: Path | None) -> str:
+def to_paste(raw: Any, images: Path, labels: Path | None, more: str = "") -> str:
+    """A ``batch_fn`` that takes images and labels from these places, as one would write it."""
     second = "" if labels is None else f", labels={_place(raw, labels)}"
-    return f"lambda batch: Batch(images={_place(raw, images)}{second})"
+    return f"lambda batch: Batch(images={_place(raw, images)}{second}{more})"
 
 
 def _kind(value: Any) -> Any:

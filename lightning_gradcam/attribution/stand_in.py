@@ -136,6 +136,7 @@ class StandIn:
         with ExitStack() as stack:
             stack.enter_context(random_state(seed=0))
             stack.enter_context(_eager())
+            stack.enter_context(_rnns_without_cudnn(model))
             stack.enter_context(_frozen(doubles.undoubled_parameters))
             if doubles.have_own_eval:
                 with watch:
@@ -239,6 +240,30 @@ def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def _rnns_without_cudnn(model: nn.Module) -> Iterator[None]:
+    """Let recurrent layers run without cuDNN, whose backward passes refuse models in eval mode."""
+    left: list[AbstractContextManager[Any]] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        left.append(torch.backends.cudnn.flags(enabled=False))
+        left[-1].__enter__()
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        left.pop().__exit__(None, None, None)
+
+    handles = []
+    try:
+        for module in model.modules():
+            if isinstance(module, nn.RNNBase):
+                handles.append(module.register_forward_pre_hook(enter))
+                handles.append(module.register_forward_hook(leave, always_call=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _eager() -> AbstractContextManager[Any]:

@@ -17,6 +17,7 @@ from lightning_gradcam.attribution.outputs import find_logits, flat
 from lightning_gradcam.attribution.prediction import Words
 from lightning_gradcam.attribution.reading import item, structure
 from lightning_gradcam.attribution.regions import region_masks
+from lightning_gradcam.attribution.spatial import Size, along_cells, cell_axes
 from lightning_gradcam.attribution.targets import is_class, two_class_logits
 
 # Of these models of transformers the last column of the logits is of no object, and the columns exclude each other; the
@@ -34,7 +35,7 @@ def _shortly(self: Any) -> str:
 class SegmentationTarget:
     """The mean logit of one class over a part of each image, ``(n,)``: for semantic segmentation.
 
-    The model's output is ``(n, classes, H', W')``, at any resolution, or has this as ``["out"]``, ``.logits`` or
+    The model's output is ``(n, classes, *spatial)``, at any resolution, or has this as ``["out"]``, ``.logits`` or
     ``["logits"]``. With a single output channel its logit is that of class 1, and its negative of class 0. Of
     probabilities what went into the softmax or sigmoid is taken.
 
@@ -57,15 +58,15 @@ class SegmentationTarget:
     def __call__(self, output: Any, batch: Batch) -> Tensor:
         """Score an output; raise a ``ValueError`` where it holds no such logits or the batch no such region."""
         pixels, classes = self._pixels(output, batch)
-        predicted = (pixels.argmax(1) == classes[:, None, None]).to(pixels.dtype)
+        predicted = (pixels.argmax(1) == along_cells(classes, pixels[:, 0])).to(pixels.dtype)
         mask = predicted
         if self.region is not None:
             mask = region_masks(_region(batch, self.region), batch.size)
             mask = F.interpolate(mask[:, None].to(pixels), pixels.shape[2:], mode="area")[:, 0]
         if self.index is None and batch.labels is not None:  # a sample without a label has no such region
-            mask = torch.where(labelled(batch.labels).to(mask.device)[:, None, None], mask, predicted)
+            mask = torch.where(along_cells(labelled(batch.labels).to(mask.device), mask), mask, predicted)
         chosen = pixels[torch.arange(len(pixels), device=pixels.device), classes]
-        return (chosen * mask).sum((1, 2)) / mask.sum((1, 2)).clamp_min(1e-6)
+        return (chosen * mask).sum(cell_axes(mask)) / mask.sum(cell_axes(mask)).clamp_min(1e-6)
 
     def classes(self, output: Any, batch: Batch) -> Tensor:
         """The class of each sample, ``(n,)``."""
@@ -74,11 +75,12 @@ class SegmentationTarget:
     def words(self, output: Any, batch: Batch) -> Words:
         """The share of each image that the model gives to the class, beside that of the region."""
         pixels, classes = self._pixels(output, batch)
-        shares = (pixels.argmax(1) == classes[:, None, None]).float().mean((1, 2)).tolist()
+        given = (pixels.argmax(1) == along_cells(classes, pixels[:, 0])).float()
+        shares = given.mean(cell_axes(given)).tolist()
         truth = [""] * len(shares)
         if self.region is not None:
             masks = region_masks(_region(batch, self.region), batch.size)
-            truth = [f"{share:.0%}" for share in masks.mean((1, 2)).tolist()]
+            truth = [f"{share:.0%}" for share in masks.mean(cell_axes(masks)).tolist()]
         return Words(truth, [f"{share:.0%}" for share in shares])
 
     def _pixels(self, output: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -86,7 +88,7 @@ class SegmentationTarget:
         samples = len(batch.images)
         path = find_logits(output, samples)
         pixels = None if path is None else item(output, path)
-        if not isinstance(pixels, Tensor) or pixels.ndim != 4:
+        if not isinstance(pixels, Tensor) or pixels.ndim not in (4, 5):
             raise ValueError(f"no logits (n, classes, H, W) in the model's output, got {structure(output)}")
         pixels = two_class_logits(pixels.float())  # a sum over pixels is too large for half precision
         classes = _classes_asked(self.index, batch, pixels.device, pixels[:, 1:].flatten(2).amax(2).argmax(1) + 1)
@@ -167,7 +169,7 @@ def is_queries(output: Any) -> bool:
     return all(isinstance(getattr(output, name, None), Tensor) for name in ("pred_boxes", "logits"))
 
 
-def _of_queries(output: Any, classes: Sequence[int], size: tuple[int, int]) -> list[tuple[Tensor, Tensor, int]]:
+def _of_queries(output: Any, classes: Sequence[int], size: Size) -> list[tuple[Tensor, Tensor, int]]:
     height, width = size
     centre, half = output.pred_boxes[..., :2], output.pred_boxes[..., 2:] / 2
     boxes = torch.cat([centre - half, centre + half], -1) * centre.new_tensor([width, height, width, height])

@@ -13,12 +13,13 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_gradcam.attribution.batch import Batch, joined, shift
-from lightning_gradcam.attribution.choice import FEW_CELLS
+from lightning_gradcam.attribution.choice import FEW_CELLS, fewest_cells
 from lightning_gradcam.attribution.functional import Attribution, attribute, rows_of
 from lightning_gradcam.attribution.guided import guided_gradients
 from lightning_gradcam.attribution.layout import Layout
 from lightning_gradcam.attribution.prediction import Prediction, Words
 from lightning_gradcam.attribution.question import Question
+from lightning_gradcam.attribution.spatial import in_words
 from lightning_gradcam.run.failures import OtherProcessError
 from lightning_gradcam.run.probe import Probe
 from lightning_gradcam.run.settings import Settings
@@ -34,7 +35,8 @@ from lightning_gradcam.run.trainer import (
 
 _T = TypeVar("_T")
 _IN_FORWARD = "_raised_in_forward"
-_FINEST = 32  # cells a side, of what a run measures, records and compares
+# Cells a side of what a run measures, records and compares, by the number of sides: some 16 kB a sample at most.
+_FINEST = {1: 256, 2: 32, 3: 16}
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,14 @@ class Seen:
     """What one look gave: plain data on the CPU, a row for each of the ``k`` scores of each sample, ``N`` in all.
 
     Attributes:
-        maps: Signed maps ``(N, h, w)`` by the prefix of a layer's keys.
+        maps: Signed maps ``(N, *grid)`` by the prefix of a layer's keys.
         shifted: The same of the images shifted by one pixel; empty where there is to be no noise floor.
         scores: ``(N,)``, the target's.
         target_classes: ``(N,)``, the class that each map is of; ``None`` where the target does not tell.
         prediction: What the model predicts; ``None`` where it is no classifier.
         words: What it says instead, where the target tells.
         k: How many scores a sample has.
-        gradients: Guided gradients ``(N, c, H, W)``; ``None`` where they were not asked for.
+        gradients: Guided gradients ``(N, c, *spatial)``; ``None`` where they were not asked for.
     """
 
     maps: dict[str, Tensor]
@@ -97,7 +99,7 @@ class Observer:
         if self._joins_shifted is None and shifted is not None and other is not None:
             seen, other = self._try_joined(probe, batch, shifted, seen, other)
         if not self.layouts:
-            _tell_of_grids(seen, named=bool(self._settings.target_layer))
+            _tell_of_grids(seen, probe.batch, named=bool(self._settings.target_layer))
         self.layouts = seen.layouts
         return Seen(
             {prefix: seen.maps[name] for prefix, name in probe.layers.items()},
@@ -110,12 +112,13 @@ class Observer:
         )
 
     def guided_gradients(self, probe: Probe) -> Tensor:
-        """The guided gradients of the batch, ``(N, c, H, W)``."""
+        """The guided gradients of the batch, ``(N, c, *spatial)``."""
         batch = probe.batch.apply(lambda tensor: tensor.to(self._pl_module.device))
 
         def run(model: nn.Module, at_once: int | None) -> Tensor:
             forward, question = self._ask(model, probe)
-            return guided_gradients(model, batch, question.to_answer(forward), question, at_once).flatten(0, -4)
+            found = guided_gradients(model, batch, question.to_answer(forward), question, at_once)
+            return found.flatten(0, -2 - len(batch.size))
 
         return self._within_memory(len(batch.images), run)
 
@@ -139,7 +142,7 @@ class Observer:
     def _attribute(self, model: nn.Module, at_once: int | None, *, probe: Probe, batch: Batch) -> Attribution:
         forward, question = self._ask(model, probe)
         method = self._stand_in.of(self._settings.method)
-        return attribute(model, batch, probe.layouts, forward, question, method, at_once, _FINEST)
+        return attribute(model, batch, probe.layouts, forward, question, method, at_once, _FINEST[len(batch.size)])
 
     def _try_joined(
         self, probe: Probe, batch: Batch, shifted: Batch, seen: Attribution, other: Attribution
@@ -167,18 +170,19 @@ class Observer:
             garbage_collection_cuda()
 
 
-def _tell_of_grids(seen: Attribution, named: bool) -> None:
+def _tell_of_grids(seen: Attribution, batch: Batch, named: bool) -> None:
     """Say of which layers the maps have fewer cells than the layer, and which of those that were named have few."""
     for name, grid in seen.grids.items():
-        if named and min(grid) < FEW_CELLS:
+        if named and fewest_cells(grid, batch.time) < FEW_CELLS:
             rank_zero_warn(
-                f"GradCAMCallback: the {grid[0]} x {grid[1]} cells of `{name}` tell little about places; a layer "
-                "before it has more."
+                f"GradCAMCallback: the {in_words(grid)} cells of `{name}` tell little about places; a layer before it "
+                "has more."
             )
-        if max(grid) > _FINEST:
+        finest = _FINEST[len(grid)]
+        if max(grid) > finest:
             rank_zero_info(
-                f"GradCAMCallback: `{name}` has {grid[0]} x {grid[1]} cells; its maps are summed down to at most "
-                f"{_FINEST} a side, which keeps the record and the checkpoint small. `gradcam()` gives them in full."
+                f"GradCAMCallback: `{name}` has {in_words(grid)} cells; its maps are summed down to at most {finest} a "
+                "side, which keeps the record and the checkpoint small. `gradcam()` gives them in full."
             )
 
 

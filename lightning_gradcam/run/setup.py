@@ -11,6 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from lightning_gradcam.attribution.axes import with_axes
 from lightning_gradcam.attribution.batch import Batch
 from lightning_gradcam.attribution.calling import find_call
 from lightning_gradcam.attribution.choice import NoMapError, locate_layers
@@ -21,7 +22,7 @@ from lightning_gradcam.attribution.labels import name_one_class
 from lightning_gradcam.attribution.layers import find_layer
 from lightning_gradcam.attribution.layout import Layout
 from lightning_gradcam.attribution.question import first_look
-from lightning_gradcam.attribution.reading import AskError, ReadBatch
+from lightning_gradcam.attribution.reading import AskError, ReadBatch, default_batch, to_paste
 from lightning_gradcam.attribution.regions import region_masks
 from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import label, predicted
@@ -177,6 +178,8 @@ def _look(
         forward_fn, batch = find_call(model, read, raw, lambda call, few: run(call, model, few))
         notes += [f"calls `{forward_fn.name}`"] if forward_fn.images is not None else []
     forward = partial(run, forward_fn, model)
+    batch, axes = _with_axes(model, replace(read, batch=batch), raw, forward, settings)
+    notes += [axes] if axes else []
     output, few = first_look(forward, batch)
     try:
         asked = decide(stand_in.of(settings.target), output, few, batch, read.main_classes, classes, restored)
@@ -192,6 +195,20 @@ def _look(
         rank_zero_info(f"GradCAMCallback {where}. Give `target_layer` to look at another layer.")
     warnings = ([asked.warning] if asked.warning else []) + [*located.notes]
     return _Found(forward_fn, asked, dict(located.layouts), tuple(notes), tuple(warnings))
+
+
+def _with_axes(
+    model: nn.Module, read: ReadBatch, raw: Any, forward: Callable[[Batch], Any], settings: Settings
+) -> tuple[Batch, str]:
+    """See :func:`~lightning_gradcam.attribution.axes.with_axes`; what has to be said is asked with a line to paste."""
+    name = read.images[-1] if read.images and isinstance(read.images[-1], str) else ""
+    try:
+        return with_axes(model, read.batch, forward, name)
+    except AskError as error:
+        if error.arguments or settings.batch_fn is not default_batch:
+            raise
+        paste = to_paste(raw, read.images, read.labels, ", time_axis=2")
+        raise AskError(str(error), batch_fn=paste) from error
 
 
 def _check_localization(settings: Settings, batch: Batch) -> None:

@@ -39,8 +39,8 @@ def test_reads_a_batch_without_labels():
     [
         (IMAGES.long(), r"tensor \(2, 3, 4, 4\) int64"),
         ((LABELS, [1, 2]), r"\(tensor \(2,\) int64, \[2 x int\]\)"),
-        ({"z": IMAGES[0]}, r"\{'z': tensor \(3, 4, 4\) float32\}"),
-        ((IMAGES[0], LABELS), r"\(tensor \(3, 4, 4\) float32, tensor \(2,\) int64\)"),
+        ({"z": IMAGES[0, 0]}, r"\{'z': tensor \(4, 4\) float32\}"),
+        ((IMAGES[0, 0], LABELS), r"\(tensor \(4, 4\) float32, tensor \(2,\) int64\)"),
         ({"a": IMAGES, "b": IMAGES}, r".*; images may be any of batch\['a'\], batch\['b'\]"),
         ("text", "str"),
     ],

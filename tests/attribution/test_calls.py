@@ -140,7 +140,7 @@ def test_layouts_of_calls_on_unlike_grids():
 
     torch.manual_seed(0)
     model, images = Merging().eval(), torch.rand(2, 3, 32, 32)
-    assert StandIn(model).look(look).layouts == {"norm#1": Tokens(8, 8), "norm#2": Tokens(4, 4)}
+    assert StandIn(model).look(look).layouts == {"norm#1": Tokens((8, 8)), "norm#2": Tokens((4, 4))}
     with pytest.raises(ValueError, match=r"`target_layer` 'norm#3' hands out \(2, 6\).* such as 'merge'"):
         gradcam(model, images, "norm#3")
 

@@ -74,7 +74,7 @@ def detr(queries):
 @pytest.mark.parametrize("queries", [16, 20, 100, 300])  # the encoder has 4 x 4 cells, its backbone 16 x 16 before
 def test_object_queries_are_no_cells(queries):
     model, images = detr(queries), torch.rand(2, 3, 128, 128)
-    assert chosen(model, Batch(images), on_images, second_class) == {"model.encoder.layers.0": Tokens(4, 4)}
+    assert chosen(model, Batch(images), on_images, second_class) == {"model.encoder.layers.0": Tokens((4, 4))}
     message = rf"'model.decoder.layers.0' hands out \(2, {queries}, 16\); .* where it lies in the image. Name another"
     with pytest.raises(ValueError, match=message) as error:
         gradcam(model, images, "model.decoder.layers.0", second_class)
@@ -89,7 +89,7 @@ def test_cells_before_detection_tokens(detections):
     )
     torch.manual_seed(0)
     model, images = transformers.YolosForObjectDetection(config).eval(), torch.rand(2, 3, 64, 96)
-    layout = Tokens(4, 6, after=detections)
+    layout = Tokens((4, 6), after=detections)
     name = "vit.encoder.layer.1.layernorm_before"
     assert chosen(model, Batch(images), on_images, second_class) == {name: layout}
     found = gradcam(model, images, target=second_class)
@@ -113,7 +113,7 @@ def test_cells_among_words(before, after):
         lambda model, batch: model(pixel_values=batch.images, input_ids=batch.inputs),
         lambda output, batch: output.logits[:, -1, 3],
     )
-    assert found == {"model.language_model.layers.1.input_layernorm": Tokens(4, 4, after=after)}
+    assert found == {"model.language_model.layers.1.input_layernorm": Tokens((4, 4), after=after)}
 
 
 class Flat(nn.Module):
@@ -135,7 +135,7 @@ def test_channels_are_no_cells(channels):
     found = gradcam(model, images, "flat", 1)
     assert found.shape == (2, 7, 7)
     torch.testing.assert_close(found, gradcam(model, images, "features.2", 1))
-    torch.testing.assert_close(found, gradcam(model, images, "flat", 1, grid=Flattened(7, 7)))
+    torch.testing.assert_close(found, gradcam(model, images, "flat", 1, grid=Flattened((7, 7))))
 
 
 def test_cells_in_an_order_of_their_own_are_refused():
@@ -177,7 +177,7 @@ def test_images_that_reach_the_model_in_another_way(given):
 
         return attribute(model, batch, {"flat": None}, forward, Question(predicted), weighted)
 
-    assert StandIn(model).look(look).layouts == {"flat": Flattened(7, 7)}
+    assert StandIn(model).look(look).layouts == {"flat": Flattened((7, 7))}
 
 
 def test_share_of_the_own_quarter_by_hand():

@@ -358,7 +358,7 @@ def test_a_transformer_with_the_sequence_first():
             return self.head(tokens[0])
 
     name, layout, _ = choose(Sequence(), torch.rand(2, 3, 32, 48))
-    assert (name, layout) == ("blocks.1.norm1", Tokens(4, 6, 1))
+    assert (name, layout) == ("blocks.1.norm1", Tokens((4, 6), 1))
 
 
 @pytest.mark.parametrize("empty", [[0], [0, 1]])
@@ -428,7 +428,7 @@ class Patches(nn.Module):
 def test_patches_that_no_convolution_cuts():
     name, layout, _ = choose(Patches(), torch.rand(2, 3, 32, 48))
     assert name == "blocks.0"  # the last block normalizes behind its attention, so it has no norm that reads patches
-    assert layout == Tokens(4, 6)
+    assert layout == Tokens((4, 6))
 
 
 def test_leaves_the_model_and_the_random_state_as_they_were():

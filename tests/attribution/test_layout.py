@@ -29,15 +29,15 @@ IMAGE = (224, 160)
         ((2, 8, 9, 9), [], None),  # no patch size gives 9 x 9
         ((2, 8, 9, 9), [(9, 9)], (channels_first, (9, 9))),  # but a convolution has
         ((2, 8, 1, 1), [(1, 1)], None),
-        ((2, 140, 8), [], (Tokens(14, 10), (14, 10))),
+        ((2, 140, 8), [], (Tokens((14, 10)), (14, 10))),
         ((2, 141, 8), [], None),  # how many are prefix?
-        ((2, 141, 8), [(56, 40), (14, 10)], (Tokens(14, 10), (14, 10))),
-        ((2, 145, 8), [(14, 10), (7, 5)], (Tokens(14, 10), (14, 10))),
-        ((2, 49 + 8, 8), [(14, 10), (7, 7)], (Tokens(7, 7), (7, 7))),
-        ((2, 35, 8), [(14, 10)], (Tokens(7, 5), (7, 5))),  # merged by two
-        ((2, 4 + 5, 8), [(2, 2)], (Tokens(2, 2), (2, 2))),  # and not 3 x 3
+        ((2, 141, 8), [(56, 40), (14, 10)], (Tokens((14, 10)), (14, 10))),
+        ((2, 145, 8), [(14, 10), (7, 5)], (Tokens((14, 10)), (14, 10))),
+        ((2, 49 + 8, 8), [(14, 10), (7, 7)], (Tokens((7, 7)), (7, 7))),
+        ((2, 35, 8), [(14, 10)], (Tokens((7, 5)), (7, 5))),  # merged by two
+        ((2, 4 + 5, 8), [(2, 2)], (Tokens((2, 2)), (2, 2))),  # and not 3 x 3
         ((2, 512, 140), [(14, 10)], None),  # channels, with cells behind them
-        ((141, 2, 8), [(14, 10)], (Tokens(14, 10, 1), (14, 10))),
+        ((141, 2, 8), [(14, 10)], (Tokens((14, 10), 1), (14, 10))),
         ((3, 140, 8), [], None),  # another number of samples
         ((2, 16, 32, 64), [(16, 32)], (channels_last, (16, 32))),
         ((2, 8), [], None),
@@ -57,19 +57,19 @@ def test_layouts_by_hand():
     cells = torch.arange(12.0).reshape(1, 2, 2, 3)  # 2 channels on 2 x 3 cells
     prefix = torch.full((1, 2, 2), -1.0)
     tokens = torch.cat([prefix, cells.flatten(2).transpose(1, 2)], 1)
-    assert torch.equal(Tokens(2, 3)(tokens), cells)
+    assert torch.equal(Tokens((2, 3))(tokens), cells)
     assert torch.equal(channels_last(cells.permute(0, 2, 3, 1)), cells)
     for output in (cells, cells.permute(0, 2, 3, 1), tokens, tokens[:, 2:], cells.flatten(2)):
         assert torch.equal(as_layout((2, 3))(output), cells)
-    assert torch.equal(Tokens(2, 3, 1)(tokens.transpose(0, 1)), cells)
-    assert torch.equal(Tokens(2, 3, after=2)(torch.cat([tokens, prefix], 1)), cells)
-    assert torch.equal(Flattened(2, 3)(cells.flatten(2)), cells)
+    assert torch.equal(Tokens((2, 3), 1)(tokens.transpose(0, 1)), cells)
+    assert torch.equal(Tokens((2, 3), after=2)(torch.cat([tokens, prefix], 1)), cells)
+    assert torch.equal(Flattened((2, 3))(cells.flatten(2)), cells)
     assert as_layout(channels_last) is channels_last
 
 
-@pytest.mark.parametrize("grid", [3, (3,), (3, 0), (3, 2.5), "3x3", (2, 3, 4)])
+@pytest.mark.parametrize("grid", [3, (), (3, 0), (3, 2.5), "3x3", (2, 3, 4, 5)])
 def test_refuses_what_is_no_grid(grid):
-    with pytest.raises(ValueError, match=r"`grid` must be \(h, w\) in cells or a function"):
+    with pytest.raises(ValueError, match=r"`grid` must be \(h, w\) in cells, .* or a function"):
         as_layout(grid)
 
 

@@ -71,8 +71,51 @@ def test_what_cannot_be_told_is_asked_for():
     with pytest.raises(AskError, match=r"images may be any of batch\['left'\], batch\['right'\]") as raised:
         read_batch({"left": IMAGES, "right": IMAGES})
     assert raised.value.arguments == {"batch_fn": "lambda batch: Batch(images=batch['left'])"}
-    with pytest.raises(AskError, match=r"cannot read the batch \{'volume': tensor \(2, 1, 4, 8, 8\) float32\}"):
-        read_batch({"volume": torch.rand(2, 1, 4, 8, 8)})
+    with pytest.raises(AskError, match=r"cannot read the batch \{'volume': tensor \(2, 1, 1, 4, 8, 8\) float32\}"):
+        read_batch({"volume": torch.rand(2, 1, 1, 4, 8, 8)})
+
+
+VOLUMES = torch.rand(2, 1, 4, 6, 5)
+CLIPS = torch.rand(2, 4, 3, 6, 5)  # (n, t, c, H, W)
+TUMOURS = torch.zeros(2, 4, 6, 5, dtype=torch.uint8)
+TUMOURS[0, 1:3, 2:4, 1] = 2
+TUMOURS[1, 0, 0, 0] = 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "images", "labels"),
+    [
+        ((VOLUMES, LABELS), "batch[0]", "batch[1]"),
+        ({"volume": VOLUMES, "embedding": torch.rand(2, 7, 9), "label": LABELS}, "batch['volume']", "batch['label']"),
+        ({"video": CLIPS, "thumbnail": torch.rand(2, 3, 6, 5), "label": LABELS}, "batch['video']", "batch['label']"),
+        ((torch.rand(2, 3, 50), LABELS), "batch[0]", "batch[1]"),
+        ({"ecg": torch.rand(2, 12, 50), "other": torch.rand(2, 8, 8), "y": LABELS}, "batch['ecg']", "batch['y']"),
+    ],
+)
+def test_volumes_clips_and_signals(raw, images, labels):
+    assert read_batch(raw).notes[0] == f"reads images from `{images}`, labels from `{labels}`"
+
+
+def test_images_come_before_signals():
+    """A sequence of vectors beside images, such as embedded words, is no signal."""
+    assert read_batch((torch.rand(2, 7, 9), IMAGES, LABELS)).notes[0] == (
+        "reads images from `batch[1]`, labels from `batch[2]`"
+    )
+
+
+def test_masks_of_volumes():
+    for mask in (TUMOURS, TUMOURS[:, None], TUMOURS.float()):
+        read = read_batch({"image": VOLUMES, "label": mask})
+        assert read.main_classes.tolist() == [2, 1]
+        assert torch.equal(read.batch.regions["object"], (TUMOURS > 0).float())
+    one_hot = torch.nn.functional.one_hot(TUMOURS.long(), 3).movedim(-1, 1).float()
+    assert read_batch({"image": VOLUMES, "label": one_hot}).main_classes.tolist() == [2, 1]
+
+
+def test_a_mask_tells_which_axis_is_time():
+    batch = read_batch((CLIPS, TUMOURS, LABELS)).batch
+    assert (batch.time_axis, batch.size) == (1, (4, 6, 5))
+    assert torch.equal(batch.regions["object"], (TUMOURS > 0).float())
 
 
 def test_other_images_of_few_values_are_no_masks():
