@@ -74,7 +74,7 @@ def object_array(folder):
             ValueError,
             "class_names, fingerprint|name, id, settings",
         ),
-        (spoil_json(schema=7), ValueError, "has schema 7, this version of lightning_gradcam reads 2"),
+        (spoil_json(schema=7), ValueError, "has schema 7, this version of lightning_gradcam reads 2 and 3"),
         (spoil_json(settings={"layers": {"other": ""}}), ValueError, "its files do not fit each other"),
         (lambda folder: (folder / "samples.npz").unlink(), ValueError, "is damaged, it has no 'samples.npz'"),
         (
