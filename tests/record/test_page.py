@@ -153,7 +153,8 @@ def test_captions_charts_and_labels_say_what_the_records_hold(runs, opened):
     assert label == "Map of #3 a, weak, a ✓ 0.50, epoch 1"
     controls = browser.find_elements("css selector", "input, select, button")
     shown = [control for control in controls if control.is_displayed()]
-    assert len(shown) == len(controls) - 2  # these maps have no other side to show, and these samples no groups
+    # These maps have no other side to show, and these samples no groups and no slices.
+    assert len(shown) == len(controls) - 3
     assert all(control.accessible_name for control in shown)
 
 
