@@ -50,3 +50,16 @@ def write(folder, maps, steps=None, epochs=None, right=None, **options):
         epoch = i if epochs is None else epochs[i]
         writer.write(epoch, steps[i], {"gradcam": np.stack(one)}, rows, {"gradcam/strength": 0.0})
     return folder
+
+
+def write_maps(folder, maps, photos, regions=None, **options):
+    """A record of maps ``(t, n, *grid)`` of photos with as many axes."""
+    n = len(photos)
+    card = about(
+        **{"name": Path(folder).parts[0], "fingerprint": IDENTITY, "ids": list(range(n)), "labels": [0] * n} | options
+    )
+    writer = Writer(Path(folder), card, photos, regions or {})
+    for epoch, one in enumerate(maps):
+        rows = sample_rows(np.zeros(n), np.full((n, 2), 0.5), np.zeros(n, int), np.ones(n), np.zeros(n))
+        writer.write(epoch, epoch + 1, {"gradcam": np.asarray(one, np.float32)}, rows, {"gradcam/strength": 0.0})
+    return writer.folder

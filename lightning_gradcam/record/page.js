@@ -153,13 +153,13 @@ async function greyOf(address) {
   const picture = new Image();
   picture.src = address;
   await picture.decode();
-  const canvas = element("canvas", { width, height });
-  const context = canvas.getContext("2d");
+  const context = element("canvas", { width, height: height * slices }).getContext("2d");
   const [across, down] = [picture.naturalWidth, picture.naturalHeight / slices];
-  return data.slices.map((_, place) => {
-    context.drawImage(picture, 0, place * down, across, down, 0, 0, width, height);
-    return context.getImageData(0, 0, width, height).data.filter((_, k) => k % 4 === 0);
-  });
+  for (let place = 0; place < slices; place++) {
+    context.drawImage(picture, 0, place * down, across, down, 0, place * height, width, height);
+  }
+  const grey = context.getImageData(0, 0, width, height * slices).data.filter((_, k) => k % 4 === 0);
+  return data.slices.map((_, place) => grey.subarray(place * width * height, (place + 1) * width * height));
 }
 
 // Charts: a line a run over the moments, and the cursor that the slider moves.

@@ -175,9 +175,7 @@ def _check_shapes(record: Record) -> None:
     }
     wrong = [name for name, right in fits.items() if not right]
     if wrong:
-        raise ValueError(
-            f"{', '.join(wrong)} of another shape or kind than {n} samples of {in_words(size)} pixels have"
-        )
+        raise ValueError(f"{', '.join(wrong)} of another form than {n} samples of {in_words(size)} pixels have")
 
 
 def _photo_size(size: Size) -> Size:
