@@ -199,8 +199,8 @@ def _curve(signal: np.ndarray) -> Image.Image:
     x = (np.arange(len(signal)) + 0.5) * width / len(signal)
     y = (0.95 - 0.9 * signal / 255) * height
     points = list(zip(x.tolist(), y.tolist(), strict=True))
-    ImageDraw.Draw(picture).line([(0, points[0][1]), *points, (width, points[-1][1])], fill=60, width=finer)
-    return picture.resize(_CURVE[::-1], Image.Resampling.BOX)
+    ImageDraw.Draw(picture).line([(0, points[0][1]), *points, (width, points[-1][1])], fill=34, width=6)
+    return picture.reduce(finer)
 
 
 def _outlines(region: Tensor, record: Record, number: int) -> Tensor:
