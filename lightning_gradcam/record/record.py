@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lightning_gradcam.attribution.regions import are_boxes
 from lightning_gradcam.attribution.spatial import Size, averaged, in_words
 from lightning_gradcam.record.files import write_whole
 
@@ -194,9 +193,9 @@ def _thinned(photos: np.ndarray) -> np.ndarray:
 
 
 def _compact(region: np.ndarray, size: Size) -> np.ndarray:
-    """A region as a record keeps it: a mask of 0 and 1 alone takes a byte a pixel."""
-    is_plain = not are_boxes(torch.from_numpy(region), size) and bool(((region == 0) | (region == 1)).all())
-    return region.astype(np.uint8) if is_plain else region
+    """A region as a record keeps it: a mask of a volume that holds 0 and 1 alone takes a byte a pixel."""
+    is_binary = len(size) == 3 and region.shape[1:] == size and bool(((region == 0) | (region == 1)).all())
+    return region.astype(np.uint8) if is_binary else region
 
 
 def _find_record(path: Path) -> Path:
