@@ -20,7 +20,7 @@ from lightning_gradcam.metrics.numbers import aggregate, describe
 from lightning_gradcam.record.record import Record
 
 By = Literal["epoch", "step", "fraction"]
-_KINDS = {1: "signals", 2: "images", 3: "volumes or clips"}  # by the number of their spatial axes
+_KINDS = {1: "signals", 2: "images", 3: "volumes"}  # by the number of their spatial axes
 _MOST_NAMED = 8  # samples that a table names
 
 
@@ -251,10 +251,10 @@ def _differences(one: tuple[str, Record], two: tuple[str, Record], force: bool) 
     """In what samples, pixels and settings of two runs differ; a ``ValueError`` where they cannot be compared."""
     (name, record), (other_name, other) = one, two
     notes = []
-    if len(record.size) != len(other.size):
+    if _axes(record) != _axes(other):
         raise ValueError(
-            f"{name} looks at {_KINDS[len(record.size)]} of {in_words(record.size)} pixels, {other_name} at "
-            f"{_KINDS[len(other.size)]} of {in_words(other.size)}; compare runs on images with as many axes"
+            f"{name} looks at {_images_in_words(record)}, {other_name} at {_images_in_words(other)}; "
+            "compare runs on images with the same axes"
         )
     mismatch = sample_mismatch(record.about, other.about)
     if mismatch:
@@ -274,6 +274,17 @@ def _differences(one: tuple[str, Record], two: tuple[str, Record], force: bool) 
             here, there = (_in_words(value.get(key)) for value in (settings, others))
             notes.append(f"{key}: {here} in {name}, {there} in {other_name}.")
     return notes
+
+
+def _axes(record: Record) -> tuple[int, int]:
+    """How many axes images have, and across which of them volumes and clips are cut."""
+    return len(record.size), record.about["time"] or 0
+
+
+def _images_in_words(record: Record) -> str:
+    time = record.about["time"]
+    kind = _KINDS[len(record.size)] if time is None else f"clips with frames along axis {time}"
+    return f"{kind} of {in_words(record.size)} pixels"
 
 
 def _in_words(setting: Any) -> str:
