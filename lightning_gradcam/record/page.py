@@ -135,14 +135,14 @@ def _across(record: Record) -> int:
 def _slice_count(runs: Sequence[Run]) -> int:
     """How many slices the page has; 1 of images and signals.
 
-    That is one for each cell of the finest maps across the slices. Where these are few, such as two of 16 frames, each
-    has an odd number of slices, so that its middle is among them.
+    That is one for each cell across the slices of the finest maps. Where these are few, such as two over 16 frames,
+    each cell has an odd number of slices, so that its middle is among them.
     """
     if len(runs[0].record.size) < 3:
         return 1
     cells = max(_grid(run)[_across(run.record)] for run in runs)
     most = min(_CELLS[3], runs[0].record.size[_across(runs[0].record)])
-    return max(cells, *(cells * odd for odd in (1, 3, 5, 7) if cells * odd <= most), 1)
+    return max(cells * odd for odd in (1, 3, 5, 7) if odd == 1 or cells * odd <= most)
 
 
 def _slices(record: Record, number: int) -> list[int]:
