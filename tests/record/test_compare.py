@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from records import BOTH, IDENTITY, LEFT, RIGHT, write
+from records import BOTH, IDENTITY, LEFT, RIGHT, write, write_maps
 from tiny import environment
 
 from lightning_gradcam import Record, compare
@@ -185,6 +185,18 @@ def test_unknown_verdicts_leave_all_samples():
     assert compare("one").notes == ["Not every run tells what is right, so numbers are of all samples."]
     with pytest.raises(ValueError, match="`compare` needs at least one run"):
         compare()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_other_axes_are_refused(force):
+    write_maps("flat", np.ones((1, 2, 2, 2)), np.zeros((2, 8, 8), np.uint8))
+    write_maps("deep", np.ones((1, 2, 2, 2, 2)), np.zeros((2, 9, 8, 7), np.uint8))
+    write_maps("clip", np.ones((1, 2, 2, 2, 2)), np.zeros((2, 9, 8, 7), np.uint8), time=2)
+    message = "flat looks at images of 8 x 8 pixels, deep at volumes of 9 x 8 x 7 pixels; compare runs on images with"
+    with pytest.raises(ValueError, match=message):
+        compare("flat", "deep", force=force)
+    with pytest.raises(ValueError, match=r"deep looks at volumes of .*, clip at clips with frames along axis 2 of 9 x"):
+        compare("deep", "clip", force=force)
 
 
 # The command
