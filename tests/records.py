@@ -1,5 +1,6 @@
-"""Records of two samples, written by hand."""
+"""Records written by hand, most of two samples, and what is read in their pages."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -50,3 +51,52 @@ def write(folder, maps, steps=None, epochs=None, right=None, **options):
         epoch = i if epochs is None else epochs[i]
         writer.write(epoch, steps[i], {"gradcam": np.stack(one)}, rows, {"gradcam/strength": 0.0})
     return folder
+
+
+def write_maps(folder, maps, photos, regions=None, **options):
+    """A record of maps ``(t, n, *grid)`` of photos with as many axes."""
+    n = len(photos)
+    card = about(
+        **{"name": Path(folder).parts[0], "fingerprint": IDENTITY, "ids": list(range(n)), "labels": [0] * n} | options
+    )
+    writer = Writer(Path(folder), card, photos, regions or {})
+    for epoch, one in enumerate(maps):
+        rows = sample_rows(np.zeros(n), np.full((n, 2), 0.5), np.zeros(n, int), np.ones(n), np.zeros(n))
+        writer.write(epoch, epoch + 1, {"gradcam": np.asarray(one, np.float32)}, rows, {"gradcam/strength": 0.0})
+    return writer.folder
+
+
+# Pages
+
+
+def data_of(text):
+    """What a page holds."""
+    return json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+
+
+def text(browser, selector):
+    return browser.find_element("css selector", selector).text
+
+
+def choose(browser, name, value):
+    browser.execute_script(
+        "const one = document.getElementById(arguments[0]);"
+        "if (one.type === 'checkbox') one.checked = arguments[1]; else one.value = arguments[1];"
+        "one.dispatchEvent(new Event('input'))",
+        name,
+        value,
+    )
+
+
+def pixel(browser, card, x, y):
+    """The colour of a place in a card's first canvas, given in shares of its sides."""
+    return browser.execute_script(
+        "const one = document.querySelectorAll('#cards canvas')[arguments[0]];"
+        "const at = [arguments[1] * one.width, arguments[2] * one.height].map(Math.floor);"
+        "const copy = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});"
+        "copy.drawImage(one, -at[0], -at[1]);"
+        "return [...copy.getImageData(0, 0, 1, 1).data].slice(0, 3)",
+        card,
+        x,
+        y,
+    )

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from lightning_gradcam.attribution.batch import sample_name
 from lightning_gradcam.attribution.regions import region_masks
+from lightning_gradcam.attribution.spatial import in_words
 from lightning_gradcam.metrics.drift import agreement, similarity
 from lightning_gradcam.metrics.numbers import aggregate, describe
 from lightning_gradcam.record.record import Record
 
 By = Literal["epoch", "step", "fraction"]
+_KINDS = {1: "signals", 2: "images", 3: "volumes"}  # by the number of their spatial axes
 _MOST_NAMED = 8  # samples that a table names
 
 
@@ -31,7 +33,7 @@ class Run:
         record: Where it comes from.
         layer: The prefix of the layer that is compared.
         at: ``(t,)``, which of the record's observations.
-        maps: ``(t, n, h, w)``, signed.
+        maps: ``(t, n, *grid)``, signed.
         samples: ``(t, n)``, see :attr:`~lightning_gradcam.Record.samples`.
         drift: ``(t, n)``, how far each map is from that of the moment before; NaN at the first, and where the class
             that the target asks for has changed.
@@ -185,7 +187,7 @@ def compare(
     for name, record, prefix, which in zip(names, records, layers, at, strict=True):
         run = _run(name, record, prefix, which, found[0] if found else None)
         found.append(run)
-        grids = [f"{one.name} {one.maps.shape[2]}x{one.maps.shape[3]}" for one in (found[0], run)]
+        grids = [f"{one.name} {'x'.join(map(str, one.maps.shape[2:]))}" for one in (found[0], run)]
         if run.maps.shape[2:] != found[0].maps.shape[2:]:
             notes.append(f"The grids differ, {grids[0]} and {grids[1]}: agreement is measured on the coarser of each.")
     return Comparison(by, moments, found, used, notes)
@@ -194,8 +196,7 @@ def compare(
 def _run(name: str, record: Record, prefix: str, at: np.ndarray, first: Run | None) -> Run:
     """A run at these of its observations, measured against the first run; ``None``: this is the first."""
     maps, samples = torch.from_numpy(record.maps[prefix][at]), record.samples[at]
-    size = record.photos.shape[1:]
-    regions = {key: region_masks(torch.from_numpy(value), size) for key, value in record.regions.items()}
+    regions = {key: region_masks(torch.from_numpy(value), record.size) for key, value in record.regions.items()}
     additive = f"{prefix}/strength" in record.numbers[-1]
     values = [describe(one, additive, regions) for one in maps]
     agreements = [agreement(one, other) for one, other in zip(maps, first.maps if first else maps, strict=True)]
@@ -250,6 +251,11 @@ def _differences(one: tuple[str, Record], two: tuple[str, Record], force: bool) 
     """In what samples, pixels and settings of two runs differ; a ``ValueError`` where they cannot be compared."""
     (name, record), (other_name, other) = one, two
     notes = []
+    if _axes(record) != _axes(other):
+        raise ValueError(
+            f"{name} looks at {_images_in_words(record)}, {other_name} at {_images_in_words(other)}; "
+            "compare runs on images with the same axes"
+        )
     mismatch = sample_mismatch(record.about, other.about)
     if mismatch:
         note = f"{name} and {other_name} do not look at the same samples: {mismatch}"
@@ -268,6 +274,17 @@ def _differences(one: tuple[str, Record], two: tuple[str, Record], force: bool) 
             here, there = (_in_words(value.get(key)) for value in (settings, others))
             notes.append(f"{key}: {here} in {name}, {there} in {other_name}.")
     return notes
+
+
+def _axes(record: Record) -> tuple[int, int]:
+    """How many axes images have, and across which of them volumes and clips are cut."""
+    return len(record.size), record.about["time"] or 0
+
+
+def _images_in_words(record: Record) -> str:
+    time = record.about["time"]
+    kind = _KINDS[len(record.size)] if time is None else f"clips with frames along axis {time}"
+    return f"{kind} of {in_words(record.size)} pixels"
 
 
 def _in_words(setting: Any) -> str:

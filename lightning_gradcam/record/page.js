@@ -5,6 +5,7 @@ const RUN_COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d1f", "#7f7
 const LONGER_SIDE = 160;
 const [height, width] = data.size.map((side) => Math.max(8, Math.round((side * LONGER_SIDE) / Math.max(...data.size))));
 const moments = data.moments.length;
+const slices = data.slices.length; // of volumes and clips; 1 of images and signals
 
 let order = data.runs.map((_, i) => i); // which run stands where; mixed when blind
 let names = data.runs.map((run) => run.name);
@@ -25,6 +26,7 @@ function svg(tag, attributes) {
 const known = (value) => value !== null && value !== undefined;
 const figure = (value) => (known(value) ? value.toFixed(2) : "–");
 const now = () => Number($("time").value);
+const slice = () => Number($("slice").value);
 
 function momentName(t) {
   const moment = data.moments[t];
@@ -51,7 +53,7 @@ function sides(run) {
 const strongest = (run, t, i) => Math.max(...sides(run).map((sign) => run.largest[sign][t][i]));
 
 function cells(run, t, i) {
-  const size = run.grid[0] * run.grid[1];
+  const size = run.grid.reduce((product, side) => product * side);
   const start = (t * data.samples.length + i) * size;
   return run.cells.subarray(start, start + size);
 }
@@ -62,13 +64,23 @@ function maximum(run, t, i) {
   return $("scale").value === "sample" ? most(run) : Math.max(...data.runs.map(most));
 }
 
+/** One side of a map in the slice that is shown, at every cell; linear between the middles of a map's slices. */
+function sideOf(run, t, i, sign) {
+  const values = cells(run, t, i);
+  const [depth, h, w] = [1, ...run.grid].slice(-3);
+  const z = Math.min(depth - 1, Math.max(0, ((slice() + 0.5) * depth) / slices - 0.5));
+  const above = Math.floor(z), below = Math.min(depth - 1, above + 1);
+  const at = (layer, cell) => Math.max(0, sign * values[layer * h * w + cell]);
+  return Float64Array.from({ length: h * w }, (_, cell) => at(above, cell) * (1 - z + above) + at(below, cell) * (z - above));
+}
+
 /** One side of a map, its values from 0 to 1 at every pixel, bilinear between the middles of its cells. */
 function spread(run, t, i, sign) {
-  const [h, w] = run.grid;
-  const values = cells(run, t, i);
+  const [h, w] = run.grid.slice(-2);
+  const values = sideOf(run, t, i, sign);
   const scale = run.unit[t][i] / maximum(run, t, i);
   const result = new Float32Array(height * width);
-  const at = (row, column) => Math.max(0, sign * values[row * w + column]) * scale;
+  const at = (row, column) => values[row * w + column] * scale;
   for (let y = 0; y < height; y++) {
     const v = Math.min(h - 1, Math.max(0, ((y + 0.5) * h) / height - 0.5));
     const top = Math.floor(v), bottom = Math.min(h - 1, top + 1);
@@ -115,7 +127,7 @@ function paint(canvas, photo, run, t, i) {
   }
   context.putImageData(picture, 0, 0);
   for (const boxes of run.regions) {
-    const [x0, y0, x1, y1] = boxes[i].map((edge, k) => (edge * (k % 2 ? height : width)) / run.size[k % 2 ? 0 : 1]);
+    const [x0, y0, x1, y1] = boxes[i].slice(4 * slice(), 4 * slice() + 4).map((edge, k) => (edge * (k % 2 ? height : width)) / run.size[k % 2 ? 0 : 1]);
     if (x1 <= x0 || y1 <= y0) continue;
     for (const [ink, line] of [["black", 3], ["white", 1]]) {
       context.strokeStyle = ink;
@@ -136,14 +148,18 @@ function paint(canvas, photo, run, t, i) {
   }
 }
 
+/** The grey values of each slice of a photo, which lie one above the other. */
 async function greyOf(address) {
   const picture = new Image();
   picture.src = address;
   await picture.decode();
-  const canvas = element("canvas", { width, height });
-  const context = canvas.getContext("2d");
-  context.drawImage(picture, 0, 0, width, height);
-  return context.getImageData(0, 0, width, height).data.filter((_, k) => k % 4 === 0);
+  const context = element("canvas", { width, height: height * slices }).getContext("2d");
+  const [across, down] = [picture.naturalWidth, picture.naturalHeight / slices];
+  for (let place = 0; place < slices; place++) {
+    context.drawImage(picture, 0, place * down, across, down, 0, place * height, width, height);
+  }
+  const grey = context.getImageData(0, 0, width, height * slices).data.filter((_, k) => k % 4 === 0);
+  return data.slices.map((_, place) => grey.subarray(place * width * height, (place + 1) * width * height));
 }
 
 // Charts: a line a run over the moments, and the cursor that the slider moves.
@@ -254,7 +270,7 @@ function drawCards(t) {
     card.differs.textContent = known(agrees) ? `agree ${figure(agrees)}` : "";
     card.places.forEach(({ canvas, says }, place) => {
       const run = data.runs[order[place]];
-      paint(canvas, photos[card.i], run, t, card.i);
+      paint(canvas, photos[card.i][slice()], run, t, card.i);
       const right = run.right[t][card.i];
       const dot = element("span", { className: "dot" });
       dot.style.background = RUN_COLORS[place % RUN_COLORS.length];
@@ -269,7 +285,7 @@ function drawCards(t) {
         prediction.append(name, ` ${figure(run.confidence[t][card.i])}`);
       }
       says.replaceChildren(element("span", {}, dot, names[order[place]]), prediction);
-      const what = [data.samples[card.i].title, names[order[place]], prediction.textContent, momentName(t)];
+      const what = [data.samples[card.i].title, names[order[place]], prediction.textContent, data.slices[slice()].toLowerCase(), momentName(t)];
       canvas.setAttribute("aria-label", `Map of ${what.filter(Boolean).join(", ")}`);
     });
   }
@@ -279,6 +295,8 @@ function draw() {
   const t = now();
   $("now").textContent = momentName(t);
   $("time").setAttribute("aria-valuetext", momentName(t));
+  $("where").textContent = data.slices[slice()];
+  $("slice").setAttribute("aria-valuetext", data.slices[slice()]);
   arrange();
   drawCharts(t);
   drawCards(t);
@@ -288,6 +306,11 @@ function draw() {
 
 function moveTo(t) {
   $("time").value = t;
+  draw();
+}
+
+function moveAcross(place) {
+  $("slice").value = place;
   draw();
 }
 
@@ -322,15 +345,21 @@ function setNames() {
 document.addEventListener("keydown", (event) => {
   if (event.target.closest("input, select, button, summary") || event.ctrlKey || event.metaKey || event.altKey) return;
   const to = { ArrowLeft: now() - 1, ArrowRight: now() + 1, Home: 0, End: moments - 1 }[event.key];
+  const across = { ArrowUp: slice() + 1, ArrowDown: slice() - 1 }[event.key];
   if (event.key === " ") startOrStop();
   else if (to !== undefined) moveTo(to);
+  else if (across !== undefined && slices > 1) moveAcross(across);
   else return;
   event.preventDefault();
 });
 
 $("time").max = moments - 1;
 $("time").value = moments - 1;
-$("time").addEventListener("input", draw);
+$("slice").max = slices - 1;
+$("slice").value = Math.floor(slices / 2);
+$("slice").parentElement.hidden = slices === 1;
+$("slice").setAttribute("aria-label", data.slices[0].split(" ")[0]);
+for (const id of ["time", "slice"]) $(id).addEventListener("input", draw);
 $("play").addEventListener("click", startOrStop);
 for (const id of ["colors", "side", "strength", "scale", "sort", "class", "group", "verdict"]) $(id).addEventListener("input", draw);
 $("blind").addEventListener("input", () => { setNames(); draw(); });

@@ -12,28 +12,32 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw
+from torch import Tensor
 
 from lightning_gradcam.attribution.batch import sample_name
 from lightning_gradcam.attribution.reading import NO_LABEL
-from lightning_gradcam.attribution.regions import outline_boxes
+from lightning_gradcam.attribution.regions import are_boxes, outline_boxes
+from lightning_gradcam.attribution.spatial import Size, at_most, averaged
 from lightning_gradcam.picture.encode import jpeg
 from lightning_gradcam.picture.overlay import AGAINST, COLORMAPS
 from lightning_gradcam.record.compare import Comparison, Run
 from lightning_gradcam.record.files import write_whole
+from lightning_gradcam.record.record import Record
 
 _HERE = Path(__file__).parent
 _MOMENTS = 100  # more of them are thinned out evenly
-_CELLS = 16  # longer side of the maps in a page
+_CELLS = {1: 64, 2: 16, 3: 8}  # longer side of the maps in a page, by the number of their axes
 _PHOTO = 256  # longer side of the photos in a page, in pixels
+_CURVE = (60, 160)  # height and width of a signal's curve
 
 
 def write_page(comparison: Comparison, path: str | Path) -> Path:
     """Write a page for one run or several; whole or not at all.
 
     It opens from disk, shows at most 100 moments, evenly spaced with the first and the last, and maps of at most 16
-    cells a side, to which larger ones are averaged down. Its security policy allows no network.
+    cells a side, to which larger ones are averaged down; of volumes and clips at most 8, a slice or frame at a time,
+    and of signals 64. Its security policy allows no network.
 
     Args:
         comparison: The runs.
@@ -74,13 +78,14 @@ def _page_data(comparison: Comparison) -> dict[str, Any]:
     labels = first.about["labels"]
     labels = [""] * len(first.photos) if labels is None else [_label_in_words(label, classes) for label in labels]
     groups = first.about.get("groups") or [""] * len(first.photos)
+    number = _slice_count(comparison.runs)
     samples = [
         {
             "title": f"{sample_name(name)} {label}".strip(),
             "label": label,
             "group": str(group),
             "used": bool(used),
-            "photo": _photo(photo),
+            "photo": _photo(photo, first, number),
         }
         for name, label, group, used, photo in zip(
             first.about["ids"], labels, groups, comparison.used, first.photos, strict=True
@@ -90,13 +95,14 @@ def _page_data(comparison: Comparison) -> dict[str, Any]:
     return {
         "by": comparison.by,
         "moments": comparison.moments[at].tolist(),
-        "size": first.photos.shape[1:],
+        "size": _proportions(first),
+        "slices": _slice_names(first, number),
         "samples": samples,
         "classes": classes,
         "colors": COLORMAPS,
         "against": AGAINST,
         "notes": notes,
-        "runs": [_run(run, at, [rows[t] for t in at]) for run in comparison.runs],
+        "runs": [_run(run, at, [rows[t] for t in at], number) for run in comparison.runs],
     }
 
 
@@ -112,21 +118,122 @@ def _label_in_words(label: Any, names: Sequence[str]) -> str:
     return str(int(label)) if float(label).is_integer() else f"{label:g}"
 
 
-def _photo(photo: np.ndarray) -> str:
-    picture = Image.fromarray(photo)
-    picture.thumbnail((_PHOTO, _PHOTO))
+# Volumes and clips are shown a slice at a time: across the first axis, or across time.
+
+
+def _grid(run: Run) -> Size:
+    """The cells of a run's maps in the page, along the axes of the images."""
+    grid, most = run.maps.shape[2:], _CELLS[run.maps.ndim - 2]
+    return tuple(min(side, most) for side in grid) if len(grid) == 3 else at_most(grid, most)
+
+
+def _across(record: Record) -> int:
+    """The axis of volumes and clips that slices lie across."""
+    return record.about["time"] or 0
+
+
+def _slice_count(runs: Sequence[Run]) -> int:
+    """How many slices the page has; 1 of images and signals.
+
+    That is one for each cell across the slices of the finest maps. Where these are few, such as two over 16 frames,
+    each cell has an odd number of slices, so that its middle is among them.
+    """
+    if len(runs[0].record.size) < 3:
+        return 1
+    cells = max(_grid(run)[_across(run.record)] for run in runs)
+    most = min(_CELLS[3], runs[0].record.size[_across(runs[0].record)])
+    return max(cells * odd for odd in (1, 3, 5, 7) if odd == 1 or cells * odd <= most)
+
+
+def _slices(record: Record, number: int) -> list[int]:
+    """The place in the images of so many slices, each in the middle of its part."""
+    side = record.size[_across(record)]
+    return [(2 * part + 1) * side // (2 * number) for part in range(number)]
+
+
+def _slice_names(record: Record, number: int) -> list[str]:
+    if len(record.size) < 3:
+        return [""]
+    places = _slices(record, number)
+    return [f"Slice [{place}, :, :]" if record.about["time"] is None else f"Frame {place}" for place in places]
+
+
+def _plane(record: Record) -> Size:
+    """The height and width in pixels of what the page shows of an image: of signals 1 and their length."""
+    size = record.size
+    if len(size) == 3:
+        return tuple(side for axis, side in enumerate(size) if axis != _across(record))
+    return size if len(size) == 2 else (1, *size)
+
+
+def _proportions(record: Record) -> Sequence[float]:
+    """The height and width that pictures are in proportion to."""
+    spacing = record.about["spacing"]
+    if len(record.size) == 3 and spacing is not None:
+        across = _across(record)
+        sides = [side * unit for side, unit in zip(record.size, spacing, strict=True)]
+        return sides[:across] + sides[across + 1 :]
+    return _CURVE if len(record.size) == 1 else _plane(record)
+
+
+def _photo(photo: np.ndarray, record: Record, number: int) -> str:
+    """A photo as an address: of volumes and clips the slices one above the other, of signals their curve."""
+    if photo.ndim == 1:
+        picture = _curve(photo)
+    elif photo.ndim == 3:
+        across = _across(record)
+        side, kept = record.size[across], photo.shape[across]
+        slices = np.moveaxis(photo, across, 0)[[place * kept // side for place in _slices(record, number)]]
+        picture = Image.fromarray(slices.reshape(-1, slices.shape[2]))
+    else:
+        picture = Image.fromarray(photo)
+        picture.thumbnail((_PHOTO, _PHOTO))
     return "data:image/jpeg;base64," + base64.b64encode(jpeg(picture)).decode()
 
 
-def _run(run: Run, at: np.ndarray, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    chosen, size = torch.from_numpy(at), run.record.photos.shape[1:]
+def _curve(signal: np.ndarray) -> Image.Image:
+    """A signal ``(length,)``, uint8, as a dark line on white paper."""
+    finer = 4  # Pillow's lines have hard edges
+    height, width = (finer * side for side in _CURVE)
+    picture = Image.new("L", (width, height), 255)
+    x = (np.arange(len(signal)) + 0.5) * width / len(signal)
+    y = (0.95 - 0.9 * signal / 255) * height
+    points = list(zip(x.tolist(), y.tolist(), strict=True))
+    ImageDraw.Draw(picture).line([(0, points[0][1]), *points, (width, points[-1][1])], fill=34, width=6)
+    return picture.reduce(finer)
+
+
+def _outlines(region: Tensor, record: Record, number: int) -> Tensor:
+    """Boxes ``(n, 4)`` around a region in :func:`_plane`; of volumes and clips ``(n, 4 number)``, a box a slice."""
+    size = record.size
+    if len(size) == 3:
+        return torch.cat([_cut(region, size, _across(record), place) for place in _slices(record, number)], 1)
+    boxes = outline_boxes(region, size)
+    if len(size) == 2:
+        return boxes
+    start, end = boxes.T
+    return torch.stack([start, torch.zeros_like(start), end, torch.ones_like(end)], 1)
+
+
+def _cut(region: Tensor, size: Size, across: int, place: int) -> Tensor:
+    """Boxes ``(n, 4)`` around what of a region of volumes lies in one slice; all zero where nothing does."""
+    if not are_boxes(region, size):
+        masks = region.select(1 + across, place)
+        return outline_boxes(masks, tuple(masks.shape[1:]))
+    start, end = region[:, 2 - across], region[:, 5 - across]  # the last axis comes first
+    others = [edge for edge in range(6) if edge % 3 != 2 - across]
+    return region[:, others].float() * ((start <= place) & (place < end))[:, None]
+
+
+def _run(run: Run, at: np.ndarray, rows: Sequence[Mapping[str, float]], number: int) -> dict[str, Any]:
+    chosen, record, grid = torch.from_numpy(at), run.record, _grid(run)
     maps = run.maps[chosen]
-    h, w = maps.shape[2:]
-    if max(h, w) > _CELLS:
-        h, w = (max(1, round(side * _CELLS / max(h, w))) for side in (h, w))
-        maps = F.adaptive_avg_pool2d(maps, (h, w))
-    unit = maps.abs().amax((2, 3)) / 127  # NaN or infinite where the map is
-    cells = (maps / unit[:, :, None, None]).nan_to_num(0, 0, 0).round().to(torch.int8)
+    if maps.shape[2:] != grid:
+        maps = averaged(maps.flatten(0, 1), grid).unflatten(0, maps.shape[:2])
+    if len(grid) == 3:
+        maps = maps.movedim(2 + _across(record), 2)
+    unit = maps.abs().flatten(2).amax(2) / 127  # NaN or infinite where the map is
+    cells = (maps / unit.reshape(*unit.shape, *[1] * len(grid))).nan_to_num(0, 0, 0).round().to(torch.int8)
     samples = run.samples[at]
 
     def over_samples(key: str) -> list[float | None]:
@@ -134,13 +241,13 @@ def _run(run: Run, at: np.ndarray, rows: Sequence[Mapping[str, float]]) -> dict[
 
     return {
         "name": run.name,
-        "size": size,
+        "size": _plane(record),
         "regions": [
-            [[round(edge, 1) for edge in box] for box in outline_boxes(torch.from_numpy(value), size).tolist()]
-            for value in run.record.regions.values()
+            [[round(edge, 1) for edge in box] for box in _outlines(torch.from_numpy(value), record, number).tolist()]
+            for value in record.regions.values()
         ],
-        "grid": [h, w],
-        "signed": bool(run.record.about.get("signed")),
+        "grid": [1, *grid] if len(grid) == 1 else list(maps.shape[2:]),
+        "signed": bool(record.about.get("signed")),
         "maps": base64.b64encode(cells.numpy().tobytes()).decode(),
         "unit": [_finite_or_none(row) for row in unit.tolist()],
         "asked": [[None if one < 0 else one for one in row] for row in samples["asked"].tolist()],

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -15,13 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
+from lightning_gradcam.attribution.spatial import Size, averaged, in_words
 from lightning_gradcam.record.files import write_whole
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SCHEMA = 2
+SCHEMA = 3
+_READABLE = (2, SCHEMA)  # schema 2 is of images alone
+_VOLUME_PHOTO = 64  # pixels that a photo of a volume has along an axis at most
 _OBSERVATION_GLOB = "observation=*.npz"
 _DAMAGE = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)  # what other content leads to
 ABOUT, SAMPLES, _CLAIM = "record.json", "samples.npz", ".claim"
@@ -47,12 +52,15 @@ class Record:
         path: The folder that it was read from.
         about: What is the same for all observations: ``name``, ``id`` and ``started`` of the run, ``settings``,
             ``fingerprint``, the samples' ``ids``, ``labels`` and ``groups``, ``class_names``, and ``signed``: whether
-            the negative side of the maps is evidence against the target.
-        photos: ``(n, H, W)``, uint8, grey.
-        regions: By name, boxes ``(n, 4)`` as x0, y0, x1, y1 in pixels, or masks ``(n, H, W)``.
+            the negative side of the maps is evidence against the target. Of the images their ``size``, such as
+            ``[H, W]``; ``time``, which of these axes is time, and ``spacing``, one number an axis, or ``None``.
+        photos: ``(n, *spatial)``, uint8, grey: at the images' size, of volumes and clips averaged down to at most 64
+            pixels along each axis.
+        regions: By name, at the images' size: boxes ``(n, 2 d)`` in pixels, such as x0, y0, x1, y1, or masks
+            ``(n, *size)``; see :class:`~lightning_gradcam.Batch`.
         epochs: ``(t,)``, counted from 0; -1 before training.
         steps: ``(t,)``, the optimizer steps that were done.
-        maps: By the prefix of a layer's keys, signed maps ``(t, n, h, w)``, float32.
+        maps: By the prefix of a layer's keys, signed maps ``(t, n, *grid)``, float32.
         samples: ``(t, n)`` with the fields ``score``, the target's, and ``asked``, the class that it is of;
             ``predicted``, a class; ``confidence``, its probability, and ``of_label`` that of the label; ``right``, 1 or
             0. -1 or NaN where there is none or it is not told.
@@ -73,6 +81,11 @@ class Record:
     def name(self) -> str:
         """What the run is called."""
         return self.about["name"]
+
+    @property
+    def size(self) -> Size:
+        """The images' length along each spatial axis, in pixels."""
+        return tuple(self.about["size"])
 
     @classmethod
     def open(cls, path: str | Path) -> Record:
@@ -95,7 +108,7 @@ class Record:
             rows = [json.loads(one["row"].tobytes()) for one in observations]
             record = cls(
                 folder,
-                about,
+                {"size": list(kept["photos"].shape[1:]), "time": None, "spacing": None} | about,
                 kept["photos"],
                 {name.removeprefix("region."): value for name, value in kept.items() if name.startswith("region.")},
                 np.array([row["epoch"] for row in rows], np.int64),
@@ -143,22 +156,46 @@ class Record:
 
 def _check_shapes(record: Record) -> None:
     """Refuse shapes and types that a reader of it would fail on."""
-    n, height, width = record.photos.shape
-    shapes = [(*maps.shape[1:2], maps.ndim, maps.dtype) for maps in record.maps.values()]
-    labels = record.about["labels"]
-    fits = (
-        record.photos.dtype == np.uint8
-        and shapes
-        and set(shapes) == {(n, 4, np.dtype(np.float32))}
-        and record.samples.dtype == _SAMPLE
-        and record.samples.shape[1:] == (n,)
-        and len(record.about["ids"]) == n
-        and (labels is None or np.asarray(labels, float).shape[:1] == (n,))
-        and {value.shape for value in record.regions.values()} <= {(n, 4), (n, height, width)}
-        and all(value.dtype.kind in "buif" for value in record.regions.values())
-    )
-    if not fits:
-        raise ValueError(f"photos {record.photos.shape} against maps, samples, labels or regions of other shapes")
+    n, size, d = len(record.photos), record.size, len(record.size)
+    time, spacing, labels = (record.about[name] for name in ("time", "spacing", "labels"))
+    if d not in (1, 2, 3) or not all(type(side) is int and side > 0 for side in size):
+        raise ValueError(f"`size` must be one to three whole numbers above 0, got {list(size)}")
+    grids = {(*maps.shape[1:2], maps.ndim, maps.dtype) for maps in record.maps.values()}
+    fits = {
+        "photos": record.photos.dtype == np.uint8 and record.photos.shape[1:] == _photo_size(size),
+        "maps": grids == {(n, d + 2, np.dtype(np.float32))} and all(maps.size for maps in record.maps.values()),
+        "samples": record.samples.dtype == _SAMPLE and record.samples.shape[1:] == (n,),
+        "ids": len(record.about["ids"]) == n,
+        "labels": labels is None or np.asarray(labels, float).shape[:1] == (n,),
+        "regions": {value.shape for value in record.regions.values()} <= {(n, 2 * d), (n, *size)}
+        and all(value.dtype.kind in "buif" for value in record.regions.values()),
+        "time": time is None or (d == 3 and time in range(d)),
+        "spacing": spacing is None or (len(spacing) == d and all(0 < side < math.inf for side in spacing)),
+    }
+    wrong = [name for name, right in fits.items() if not right]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} of another form than {n} samples of {in_words(size)} pixels have")
+
+
+def _photo_size(size: Size) -> Size:
+    """The size of the photos of images of this size."""
+    return tuple(min(side, _VOLUME_PHOTO) for side in size) if len(size) == 3 else size
+
+
+def _thinned(photos: np.ndarray) -> np.ndarray:
+    """Photos ``(n, *size)`` as a record keeps them."""
+    size = photos.shape[1:]
+    if _photo_size(size) == size:
+        return photos
+    # One by one, since as float32 all of them may take a gigabyte.
+    thin = [averaged(torch.from_numpy(one)[None].float(), _photo_size(size)) for one in photos]
+    return torch.cat(thin).round().byte().numpy()
+
+
+def _compact(region: np.ndarray, size: Size) -> np.ndarray:
+    """A region as a record keeps it: a mask of a volume that holds 0 and 1 alone takes a byte a pixel."""
+    is_binary = len(size) == 3 and region.shape[1:] == size and bool(((region == 0) | (region == 1)).all())
+    return region.astype(np.uint8) if is_binary else region
 
 
 def _find_record(path: Path) -> Path:
@@ -179,13 +216,15 @@ def _read_about(folder: Path) -> dict[str, Any]:
         schema = about["schema"]
     except _DAMAGE as error:
         raise ValueError(f"{str(folder / ABOUT)!r} is damaged or of another program: {error!r}") from error
-    if schema != SCHEMA:
+    if schema not in _READABLE:
         raise ValueError(
-            f"{str(folder / ABOUT)!r} has schema {schema!r}, this version of lightning_gradcam reads {SCHEMA}; "
-            "read it with the version that wrote it"
+            f"{str(folder / ABOUT)!r} has schema {schema!r}, this version of lightning_gradcam reads "
+            f"{' and '.join(map(str, _READABLE))}; read it with the version that wrote it"
         )
     types = {"name": str, "id": str, "settings": dict, "fingerprint": dict, "ids": list}
     types |= {"labels": (list, type(None)), "class_names": (list, type(None))}
+    if schema == SCHEMA:
+        types |= {"size": list, "time": (int, type(None)), "spacing": (list, type(None))}
     wrong = [name for name, one in types.items() if name not in about or not isinstance(about[name], one)]
     wrong += [] if isinstance(about.get("settings", {}), dict) and "layers" in about.get("settings", {}) else ["layers"]
     if wrong:
@@ -233,8 +272,8 @@ class Writer:
 
         Args:
             folder: The folder.
-            about: See :class:`Record`.
-            photos: See :class:`Record`.
+            about: See :class:`Record`; the ``size`` is that of the photos, ``time`` and ``spacing`` may be left out.
+            photos: Grey, ``(n, *spatial)``, uint8, at the images' size.
             regions: See :class:`Record`.
             before: What :meth:`state` gave of the record of the run that is resumed. It is gone on with where it lies
                 in this folder and nobody else has gone on with it; else its observations are copied. What it had seen
@@ -259,9 +298,13 @@ class Writer:
         self._number = max(
             (int(_numbers_in_name(file)[0]) + 1 for file in self.folder.glob(_OBSERVATION_GLOB)), default=0
         )
-        _write(self.folder / SAMPLES, photos=photos, **{f"region.{name}": value for name, value in regions.items()})
+        size = photos.shape[1:]
+        arrays = {f"region.{name}": _compact(region, size) for name, region in regions.items()}
+        # Masks of volumes are large, and mostly empty.
+        _write(self.folder / SAMPLES, np.savez_compressed, photos=_thinned(photos), **arrays)
         started = datetime.now(timezone.utc).isoformat("s")
-        about = {"schema": SCHEMA, "id": self.id, "session": self.session, "started": started, **about}
+        own = {"schema": SCHEMA, "id": self.id, "session": self.session, "started": started}
+        about = {**own, "size": size, "time": None, "spacing": None, **about}
         write_whole(self.folder / ABOUT, json.dumps(about, indent=1).encode())
 
     def state(self) -> dict[str, Any]:
@@ -288,7 +331,7 @@ class Writer:
         row = json.dumps({"epoch": epoch, "step": step, "numbers": finite}).encode()
         arrays = {f"maps.{prefix}": signed.astype(np.float32) for prefix, signed in maps.items()}
         name = f"observation={self._number:06d}-epoch={epoch}-step={step}.npz"
-        _write(self.folder / name, row=np.frombuffer(row, np.uint8), samples=samples, **arrays)
+        _write(self.folder / name, np.savez, row=np.frombuffer(row, np.uint8), samples=samples, **arrays)
         self._number += 1
 
 
@@ -304,9 +347,9 @@ def _is_later(file: Path, before: Mapping[str, Any] | None, at: tuple[int, int])
     return epoch > at[0] or step > at[1]
 
 
-def _write(file: Path, **arrays: Any) -> None:
+def _write(file: Path, save: Callable[..., None], **arrays: Any) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    save(buffer, **arrays)
     write_whole(file, buffer.getvalue())
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from records import BOTH, IDENTITY, LEFT, RIGHT, write
+from records import BOTH, IDENTITY, LEFT, RIGHT, write, write_maps
 from tiny import environment
 
 from lightning_gradcam import Record, compare
@@ -187,6 +187,45 @@ def test_unknown_verdicts_leave_all_samples():
         compare()
 
 
+def test_volumes_by_hand():
+    photos = np.zeros((1, 128, 2, 2), np.uint8)  # kept at 64 x 2 x 2
+    masks = np.zeros(photos.shape, np.float32)
+    masks[:, :64] = 1
+    regions = {"upper": masks, "box": np.array([[0, 0, 0, 1, 2, 64]])}  # the half of a half
+    above, below = ([[[a] * 2] * 2, [[b] * 2] * 2] for a, b in ((3, 1), (1, 3)))
+    write_maps("one", [[above], [below]], photos, regions)
+    write_maps("two", [[above], [above]], photos, regions)
+    found = compare("one", "two")
+    rows = found.table()
+    assert [row["one/mass_upper"] for row in rows] == [0.75, 0.25]
+    assert [row["two/mass_box"] for row in rows] == [0.375, 0.375]
+    assert [row["one/lift_upper"] for row in rows] == [1.5, 0.5]
+    assert rows[1]["one/drift"] == pytest.approx(0.5)
+    assert [row["two/agreement"] for row in rows] == pytest.approx([1, 0.5])
+    assert [row["two/strength"] for row in rows] == [16, 16]
+
+
+def test_grids_of_volumes_that_differ():
+    photos = np.zeros((1, 8, 8, 8), np.uint8)
+    write_maps("fine", np.ones((1, 1, 4, 4, 4)), photos)
+    write_maps("coarse", np.ones((1, 1, 2, 4, 2)), photos)
+    found = compare("fine", "coarse")
+    assert "The grids differ, fine 4x4x4 and coarse 2x4x2: agreement is measured on the coarser of each." in found.notes
+    assert found.table()[0]["coarse/agreement"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_other_axes_are_refused(force):
+    write_maps("flat", np.ones((1, 2, 2, 2)), np.zeros((2, 8, 8), np.uint8))
+    write_maps("deep", np.ones((1, 2, 2, 2, 2)), np.zeros((2, 9, 8, 7), np.uint8))
+    write_maps("clip", np.ones((1, 2, 2, 2, 2)), np.zeros((2, 9, 8, 7), np.uint8), time=2)
+    message = "flat looks at images of 8 x 8 pixels, deep at volumes of 9 x 8 x 7 pixels; compare runs on images with"
+    with pytest.raises(ValueError, match=message):
+        compare("flat", "deep", force=force)
+    with pytest.raises(ValueError, match=r"deep looks at volumes of .*, clip at clips with frames along axis 2 of 9 x"):
+        compare("deep", "clip", force=force)
+
+
 # The command
 
 
@@ -267,9 +306,9 @@ def test_a_reader_that_stops_and_a_full_disk_are_no_traceback(pair, pipe, code):
 
 def test_another_schema_is_exit_code_2(pair, capsys):
     path = Path("weak/gradcam/record.json")
-    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
+    path.write_text(path.read_text().replace('"schema": 3', '"schema": 9'))
     assert main(["report", "weak"]) == 2
-    assert "has schema 3" in capsys.readouterr().err
+    assert "has schema 9" in capsys.readouterr().err
 
 
 def test_maps_that_are_empty_or_no_numbers_have_no_agreement():

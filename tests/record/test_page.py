@@ -2,23 +2,18 @@
 
 import base64
 import hashlib
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from records import BOTH, LEFT, RIGHT, about, write
+from records import BOTH, LEFT, RIGHT, about, choose, data_of, pixel, text, write
 from tiny import HOSTILE, canvases, wait_for
 
 from lightning_gradcam import compare
 from lightning_gradcam.picture.overlay import AGAINST
 from lightning_gradcam.record.page import page, write_page
 from lightning_gradcam.record.record import Writer, sample_rows
-
-
-def data_of(text):
-    return json.loads(text.partition('id="data">')[2].partition("</script>")[0])
 
 
 def test_maps_come_back_from_the_page_within_a_127th_of_their_maximum():
@@ -94,20 +89,6 @@ def test_a_page_that_cannot_be_written_leaves_nothing():
 # In a browser
 
 
-def text(browser, selector):
-    return browser.find_element("css selector", selector).text
-
-
-def choose(browser, name, value):
-    browser.execute_script(
-        "const one = document.getElementById(arguments[0]);"
-        "if (one.type === 'checkbox') one.checked = arguments[1]; else one.value = arguments[1];"
-        "one.dispatchEvent(new Event('input'))",
-        name,
-        value,
-    )
-
-
 @pytest.fixture
 def runs():
     write("weak", [[LEFT, LEFT], [LEFT, RIGHT], [LEFT, BOTH]], right=[[0, 0], [1, 0], [1, 1]])
@@ -153,7 +134,8 @@ def test_captions_charts_and_labels_say_what_the_records_hold(runs, opened):
     assert label == "Map of #3 a, weak, a ✓ 0.50, epoch 1"
     controls = browser.find_elements("css selector", "input, select, button")
     shown = [control for control in controls if control.is_displayed()]
-    assert len(shown) == len(controls) - 2  # these maps have no other side to show, and these samples no groups
+    # These maps have no other side to show, and these samples no groups and no slices.
+    assert len(shown) == len(controls) - 3
     assert all(control.accessible_name for control in shown)
 
 
@@ -287,20 +269,6 @@ def test_empty_maps_and_numbers_that_are_none(opened):
     choose(browser, "time", 0)
     first, second = canvases(browser)
     assert first != second  # one says `map empty`, the other `not finite`
-
-
-def pixel(browser, card, x, y):
-    """The colour of a place in a card's first canvas, given in shares of its sides."""
-    return browser.execute_script(
-        "const one = document.querySelectorAll('#cards canvas')[arguments[0]];"
-        "const at = [arguments[1] * one.width, arguments[2] * one.height].map(Math.floor);"
-        "const copy = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});"
-        "copy.drawImage(one, -at[0], -at[1]);"
-        "return [...copy.getImageData(0, 0, 1, 1).data].slice(0, 3)",
-        card,
-        x,
-        y,
-    )
 
 
 def test_the_side_of_evidence(opened):

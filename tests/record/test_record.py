@@ -3,15 +3,19 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from records import written
+from records import about, write_maps, written
 from tiny import environment
 
-from lightning_gradcam import Record
+from lightning_gradcam import Batch, Record
 from lightning_gradcam.record.record import sample_rows
+from lightning_gradcam.run.recording import open_record
+from lightning_gradcam.run.samples import Fingerprint
 
 
 def test_samples_hold_what_the_model_says_of_each():
@@ -74,7 +78,7 @@ def object_array(folder):
             ValueError,
             "class_names, fingerprint|name, id, settings",
         ),
-        (spoil_json(schema=7), ValueError, "has schema 7, this version of lightning_gradcam reads 2"),
+        (spoil_json(schema=7), ValueError, "has schema 7, this version of lightning_gradcam reads 2 and 3"),
         (spoil_json(settings={"layers": {"other": ""}}), ValueError, "its files do not fit each other"),
         (lambda folder: (folder / "samples.npz").unlink(), ValueError, "is damaged, it has no 'samples.npz'"),
         (
@@ -105,3 +109,124 @@ def test_what_is_no_record():
     written("two/b")
     with pytest.raises(FileNotFoundError, match="'two' holds several records, name one: two/a, two/b"):
         Record.open("two")
+
+
+# Volumes, clips and signals
+
+
+def test_photos_of_volumes_are_averaged_down_along_each_axis_by_itself_and_regions_are_not():
+    photos = np.zeros((2, 128, 3, 66), np.uint8)
+    photos += np.arange(128, dtype=np.uint8)[:, None, None]
+    masks = np.zeros(photos.shape, np.float32)
+    masks[:, 3:9, 1] = 1
+    regions = {"mask": masks, "soft": masks / 2, "box": np.array([[0, 0, 0, 1, 1, 1]] * 2)}
+    write_maps("run", np.ones((1, 2, 4, 1, 3)), photos, regions, spacing=[2.0, 1.0, 1.0])
+    record = Record.open("run")
+    assert (record.size, record.about["time"], record.about["spacing"]) == ((128, 3, 66), None, [2, 1, 1])
+    assert (record.photos.shape, record.photos.dtype) == ((2, 64, 3, 64), np.uint8)
+    assert (record.photos[0] == np.arange(0, 128, 2)[:, None, None]).all()  # 0.5, 2.5, ... to the even one
+    assert record.maps["gradcam"].shape == (1, 2, 4, 1, 3)
+    assert {name: value.dtype for name, value in record.regions.items()} == {
+        "mask": np.uint8,
+        "soft": np.float32,
+        "box": np.int64,
+    }
+    for name, value in regions.items():
+        assert np.array_equal(record.regions[name], value)
+    assert Path("run/samples.npz").stat().st_size < masks.size / 8  # compressed
+
+
+def test_signals_are_kept_whole():
+    photos = np.arange(200, dtype=np.uint8)[None].repeat(2, 0)
+    write_maps("run", np.ones((1, 2, 5)), photos, {"beat": np.array([[3, 9], [0, 0]])})
+    record = Record.open("run")
+    assert record.size == (200,)
+    assert np.array_equal(record.photos, photos)
+
+
+def test_a_record_of_schema_2_is_of_images_of_the_photos_size():
+    rows = sample_rows(np.zeros(2), None, None, None, None)
+    row = np.frombuffer(b'{"epoch": 0, "step": 7, "numbers": {"gradcam/drift": null}}', np.uint8)
+    folder = Path("old")
+    folder.mkdir()
+    (folder / "record.json").write_text(json.dumps({"schema": 2, "id": "a", **about()}))
+    masks = np.ones((2, 16, 8), np.float32)
+    np.savez(folder / "samples.npz", photos=np.zeros((2, 16, 8), np.uint8), **{"region.object": masks})
+    maps = {"maps.gradcam": np.ones((2, 4, 2), np.float32)}
+    np.savez(folder / "observation=000000-epoch=0-step=7.npz", row=row, samples=rows, **maps)
+    record = Record.open(folder)
+    assert (record.size, record.about["time"], record.about["spacing"]) == ((16, 8), None, None)
+    assert record.maps["gradcam"].shape == (1, 2, 4, 2)
+    assert record.steps.tolist() == [7]
+
+
+def change_samples(**changes):
+    def spoil(folder):
+        with np.load(folder / "samples.npz") as kept:
+            np.savez(
+                folder / "samples.npz", **{**kept, **{name.replace("_", "."): one for name, one in changes.items()}}
+            )
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_json(size=[80, 5]), "photos, maps, regions, spacing of another form than 2 samples of 80 x 5 pixels"),
+        (spoil_json(size=[8, 5, 4]), "photos, regions of another form than 2 samples of 8 x 5 x 4 pixels have"),
+        (spoil_json(size=[80, 5, 0]), r"`size` must be one to three whole numbers above 0, got \[80, 5, 0\]"),
+        (spoil_json(size=[]), r"`size` must be one to three whole numbers above 0, got \[\]"),
+        (spoil_json(size=["80", 5, 4]), "`size` must be one to three whole numbers"),
+        (spoil_json(size=80), "is damaged: size missing or of another kind"),
+        (spoil_json(time=3), "time of another form than 2 samples of 80 x 5 x 4 pixels have"),
+        (spoil_json(time="z"), "is damaged: time missing or of another kind"),
+        (spoil_json(spacing=[1, 1]), "spacing of another form"),
+        (spoil_json(spacing=[1, 0, 1]), "spacing of another form"),
+        (spoil_json(spacing=[1, None, 1]), "its files do not fit each other"),
+        (change_samples(photos=np.zeros((2, 80, 5, 4), np.uint8)), "photos of another form"),
+        (change_samples(photos=np.zeros((2, 64, 20), np.uint8)), "photos of another form"),
+        (change_samples(region_box=np.zeros((2, 4))), "regions of another form"),
+    ],
+)
+def test_damaged_records_of_volumes_are_refused(spoil, message):
+    regions = {"box": np.zeros((2, 6)), "mask": np.ones((2, 80, 5, 4))}
+    folder = write_maps("run", np.ones((2, 2, 3, 2, 1)), np.zeros((2, 80, 5, 4), np.uint8), regions, spacing=[1, 1, 1])
+    assert Record.open("run").size == (80, 5, 4)
+    spoil(folder)
+    with pytest.raises(ValueError, match=message):
+        Record.open(folder)
+
+
+class MetaTensor(torch.Tensor):
+    """As MONAI's: images with a patient's name on them."""
+
+    pixdim = torch.tensor([3.0, 1.0, 2.0])
+    meta = "Jane Roe.nii"
+
+
+def test_nothing_but_the_spacing_of_images_that_know_more_reaches_the_record():
+    images, masks = torch.rand(2, 1, 6, 5, 4), torch.zeros(2, 6, 5, 4)
+    rows = Batch(
+        images.as_subclass(MetaTensor),
+        torch.tensor([0, 1]).as_subclass(MetaTensor),
+        {"lesion": masks.as_subclass(MetaTensor)},
+        ids=[3, 4],
+    )
+    settings = SimpleNamespace(record=True, question="", every_n_epochs=1, method=None)
+    probe = SimpleNamespace(
+        settings=settings,
+        rows=rows,
+        fingerprint=Fingerprint("i", "p", 2),
+        layers={"gradcam": "net"},
+        class_names=None,
+        photos=images[:, 0],
+    )
+    trainer = SimpleNamespace(lightning_module=torch.nn.Identity(), precision="32", current_epoch=0, global_step=0)
+    writer = open_record(trainer, probe, Path("run/gradcam"), None)
+    samples = sample_rows(np.zeros(2), None, None, None, None)
+    writer.write(0, 1, {"gradcam": np.ones((2, 3, 2, 2), np.float32)}, samples, {})
+    record = Record.open("run")
+    assert (record.size, record.about["time"], record.about["spacing"]) == ((6, 5, 4), None, [3, 1, 2])
+    assert np.array_equal(record.photos, (images[:, 0] * 255).round().byte().numpy())
+    assert not any(b"Roe" in file.read_bytes() for file in Path("run").rglob("*") if file.is_file())
