@@ -34,8 +34,8 @@ from lightning_gradcam.attribution.layout import (
 Reading = tuple[Layout, Grid]
 Call = tuple[int, int]  # a module's id, and which of its calls in a forward, counted from 1
 # Of what moves a token its own quarter of the image has 0.25 by chance: object queries of a DETR 0.25 to 0.26, patches
-# of ViTs that were trained on digits 0.35 to 1. On clips the cells of an untrained MViTv2-S have 1.03 to 1.06 times what
-# they have by chance, and no queries are known. By the number of axes, in units of chance:
+# of ViTs that were trained on digits 0.35 to 1. On clips the cells of an untrained MViTv2-S have 1.03 to 1.06 times
+# what they have by chance, and no queries are known. By the number of axes, in units of chance:
 _OWN_SHARE = {1: 1.08, 2: 1.08, 3: 1.02}
 _KERNELS = {
     1: (nn.MaxPool1d, nn.AvgPool1d, nn.Conv1d),
