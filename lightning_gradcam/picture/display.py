@@ -125,21 +125,8 @@ def photos(
                 f"`mean` {mean} and `std` {std} bring the images to values from {low:.3g} to {high:.3g}, most of them "
                 "outside 0 (black) to 1 (white); give by `Display(mean=..., std=...)` what they were normalized with"
             )
-    elif axes == 3 and not (clips and values.min() >= 0 and values.max() <= 1):
-        low, high = _percentiles(images.float(), 0.01, 0.99)
-        values = _scaled(images.float(), low, high)
-        note = (
-            f"no normalization is known, so {'clips' if clips else 'volumes'} are shown on one scale from {low:.3g} "
-            f"(black) to {high:.3g} (white), the 1st and the 99th percentile of all; "
-            f"`Display(window=({low:.3g}, {high:.3g}))` keeps it, and other values show other tissues or contrasts"
-        )
-    elif values.min() < 0 or values.max() > 1:
-        low, high = values.min(), values.max()
-        values = (values - low) / (high - low).clamp_min(1e-12)
-        note = (
-            f"no normalization is known, so photos are shown on one scale from {low:.3g} (black) to {high:.3g} "
-            "(white); give `Display(mean=..., std=...)` for their true brightness"
-        )
+    else:
+        values, note = _on_one_scale(images, values, clips)
     if images.shape[1] == 3:
         luma = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
         values = torch.einsum("nc...,c->n...", values, luma)
@@ -160,6 +147,25 @@ def value_limits(
     curves = _curves(signals, mean, std)
     finite = curves[curves.isfinite()]
     return (finite.min().item(), finite.max().item()) if len(finite) else (0.0, 1.0)
+
+
+def _on_one_scale(images: Tensor, values: Tensor, clips: bool) -> tuple[Tensor, str | None]:
+    """What no normalization is known of, and a sentence if it had to be scaled; volumes always are."""
+    in_unit = bool(values.min() >= 0 and values.max() <= 1)
+    if images.ndim == 5 and not (clips and in_unit):
+        low, high = _percentiles(images.float(), 0.01, 0.99)
+        return _scaled(images.float(), low, high), (
+            f"no normalization is known, so {'clips' if clips else 'volumes'} are shown on one scale from {low:.3g} "
+            f"(black) to {high:.3g} (white), the 1st and the 99th percentile of their values; "
+            f"`Display(window=({low:.3g}, {high:.3g}))` keeps that, or give another window"
+        )
+    if values.min() < 0 or values.max() > 1:
+        low, high = values.min(), values.max()
+        return (values - low) / (high - low).clamp_min(1e-12), (
+            f"no normalization is known, so photos are shown on one scale from {low:.3g} (black) to {high:.3g} "
+            "(white); give `Display(mean=..., std=...)` for their true brightness"
+        )
+    return values, None
 
 
 def _curves(signals: Tensor, mean: float | Sequence[float] | None, std: float | Sequence[float] | None) -> Tensor:

@@ -39,8 +39,8 @@ def gif(frames: list[Image.Image]) -> bytes:
         columns.paste(frame, (0, i * frame.height))
     data = b""
     for colors in _COLORS:
-        palette = columns.quantize(colors, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        # Dithering would be noise, of which nothing is packed.
+        # Few pixels have the colours of a map, which the median cut would merge; dithering cannot be packed.
+        palette = columns.quantize(colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
         buffer = BytesIO()
         first.save(buffer, "GIF", save_all=True, append_images=others, duration=_MILLISECONDS, loop=0)

@@ -17,7 +17,8 @@ from lightning_gradcam.picture.text import load_font, write
 from lightning_gradcam.picture.view import Panel, View
 
 _TEXT = 10
-_OPEN = 6  # pixels around the middle of a cross-hair, where the map is to be seen
+_LINE = "#b8b8b8"  # of cross-hairs, less bright than the outlines of regions
+_OPEN = 8  # pixels around the middle of a cross-hair, where the map is to be seen
 _MARGIN = 4  # pixels above and below a curve
 
 
@@ -37,12 +38,13 @@ def map_tiles(
     pictures = [
         overlay(behind, maps, panel.size, colormap, maximum, counterfactual, panel.cut) for panel in view.panels
     ]
-    return _composed(view, photos, pictures)
+    return _composed(view, photos, pictures, "black")
 
 
 def gradient_tiles(view: View, photos: Tensor, gradients: Tensor) -> list[Image.Image]:
     """A tile of each sample's gradients ``(n, c, *spatial)``, all panels of it on one scale."""
-    return _composed(view, photos, [gradient_pictures(gradients, panel.size, panel.cut) for panel in view.panels])
+    pictures = [gradient_pictures(gradients, panel.size, panel.cut) for panel in view.panels]
+    return _composed(view, photos, pictures, "#b3261e")  # a curve that is seen on any grey
 
 
 def region_boxes(view: View, regions: Mapping[str, Tensor]) -> list[tuple[Panel, Tensor]]:
@@ -75,15 +77,16 @@ def _boxes(panel: Panel, region: Tensor, size: tuple[int, ...]) -> Tensor:
     return outline_boxes(region, (height, width)) * torch.tensor([wide / width, tall / height] * 2)
 
 
-def _composed(view: View, photos: Tensor, pictures: Sequence[Tensor]) -> list[Image.Image]:
-    """Tiles of pictures ``(n, height, width, 3)`` of their panels."""
-    tiles = [Image.new("RGB", view.size[::-1], PAPER) for _ in photos]
+def _composed(view: View, photos: Tensor, pictures: Sequence[Tensor], ink: str) -> list[Image.Image]:
+    """Tiles of pictures ``(n, height, width, 3)`` of their panels, with curves in this ink."""
+    height, width = view.size
+    tiles = [Image.new("RGB", (width, height), PAPER) for _ in photos]
     for panel, of_samples in zip(view.panels, pictures, strict=True):
         for i, (tile, picture) in enumerate(zip(tiles, of_samples.numpy(), strict=True)):
             tile.paste(Image.fromarray(picture), panel.corner)
             draw = ImageDraw.Draw(tile)
             if photos.ndim == 2:
-                _draw_curve(draw, photos[i], panel)
+                _draw_curve(draw, photos[i], panel, ink)
             if panel.cross is not None:
                 _draw_cross(draw, panel, *panel.cross[i].tolist())
             if panel.names:
@@ -100,13 +103,13 @@ def _draw_cross(draw: ImageDraw.ImageDraw, panel: Panel, x: float, y: float) -> 
     (left, top), (height, width) = panel.corner, panel.size
     for start, end in ((0, x - _OPEN), (x + _OPEN, width - 1)):
         if start < end:
-            draw.line((left + round(start), top + int(y), left + round(end), top + int(y)), fill="white")
+            draw.line((left + round(start), top + int(y), left + round(end), top + int(y)), fill=_LINE)
     for start, end in ((0, y - _OPEN), (y + _OPEN, height - 1)):
         if start < end:
-            draw.line((left + int(x), top + round(start), left + int(x), top + round(end)), fill="white")
+            draw.line((left + int(x), top + round(start), left + int(x), top + round(end)), fill=_LINE)
 
 
-def _draw_curve(draw: ImageDraw.ImageDraw, values: Tensor, panel: Panel) -> None:
+def _draw_curve(draw: ImageDraw.ImageDraw, values: Tensor, panel: Panel, ink: str) -> None:
     """Values ``(length,)`` in [0, 1] as a line; of many in a pixel the lowest and the highest."""
     (left, top), (height, width) = panel.corner, panel.size
     if len(values) > 4 * width:
@@ -115,9 +118,9 @@ def _draw_curve(draw: ImageDraw.ImageDraw, values: Tensor, panel: Panel) -> None
     step, room = width / len(values), height - 1 - 2 * _MARGIN
     points = [(left + (i + 0.5) * step, top + _MARGIN + (1 - value) * room) for i, value in enumerate(values.tolist())]
     for start, end in pairwise(points):
-        draw.line((*start, *end), fill="black")
+        draw.line((*start, *end), fill=ink)
     if len(points) == 1:
-        draw.point(points, fill="black")
+        draw.point(points, fill=ink)
 
 
 def _draw_axes(draw: ImageDraw.ImageDraw, panel: Panel, length: int, limits: tuple[float, float]) -> None:

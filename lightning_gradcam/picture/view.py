@@ -13,7 +13,7 @@ from lightning_gradcam.attribution.spatial import Size
 _GAP = 2  # pixels between panels
 _LEAST = 8  # pixels of a panel's side
 _FRAMES, _A_ROW, _FEW = 8, 4, 3  # frames of a clip in a wide tile and in one of its rows, and in a narrow tile
-_LEFT, _BELOW = 34, 13  # pixels beside and below a signal, for its axes
+_LEFT, _RIGHT, _BELOW = 34, 6, 13  # pixels around a signal, for its axes and the gauge
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def wide_view(photos: Tensor, longer: int, axes: Axes, planes: Tensor | None = N
     """
     size = tuple(photos.shape[1:])
     if len(size) == 1:
-        plot = max(_LEAST, longer // 2), max(_LEAST, 2 * longer - _LEFT)
-        return View((plot[0] + _BELOW, plot[1] + _LEFT), (Panel((_LEFT, 0), plot),), size, axes.limits)
+        plot = max(_LEAST, longer // 2), max(_LEAST, 2 * longer - _LEFT - _RIGHT)
+        return View((plot[0] + _BELOW, _LEFT + plot[1] + _RIGHT), (Panel((_LEFT, 0), plot),), size, axes.limits)
     if len(size) == 2:
         flat = tile_size(size, longer)
         return View(flat, (Panel((0, 0), flat),), size)
