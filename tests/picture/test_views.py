@@ -224,11 +224,8 @@ def test_frames_show_their_own_time_wherever_its_axis_is():
     grey = torch.linspace(0, 1, 5).reshape(1, 5, 1, 1).expand(1, 5, 8, 8)
     for time in range(3):
         views = frame_views(grey.movedim(1, 1 + time), 32, time, 16)
-        shown = [
-            map_tiles(view, grey.movedim(1, 1 + time), -torch.ones(1, 1, 1, 1), "turbo")[0].getpixel((16, 28))
-            for view in views
-        ]
-        assert [pixel[0] for pixel in shown] == [0, 64, 128, 191, 255]
+        drawn = [map_tiles(view, grey.movedim(1, 1 + time), -torch.ones(1, 1, 1, 1), "turbo")[0] for view in views]
+        assert [int(np.asarray(tile)[28, 16, 0]) for tile in drawn] == [0, 64, 128, 191, 255]
 
 
 def test_a_clip_plays_below_a_megabyte():
