@@ -61,7 +61,7 @@ class Look:
         limits = None
         if self.probe.photos.ndim == 2:
             limits = value_limits(batch.pictures, display.mean, display.std, display.window)
-        return Axes(batch.time, batch.spacing, limits)
+        return Axes(batch.time if self.probe.photos.ndim == 4 else None, batch.spacing, limits)
 
     def planes(self, history: History, prefix: str) -> Tensor | None:
         """The pixel ``(n, 3)`` of each volume through which its planes go; ``None`` where there are no volumes.
@@ -69,7 +69,7 @@ class Look:
         The strongest cell of the reference, so that what moves is the map; of a sample without one that of its map.
         """
         maps, track = self.seen.maps[prefix], history.tracks.get(prefix)
-        if self.probe.photos.ndim != 4 or self.probe.batch.time is not None:
+        if self.probe.photos.ndim != 4 or self.axes.time is not None:
             return None
         if track is not None and track.reference.shape == maps.shape:
             missing = along_cells(track.reference.flatten(1).isnan().any(1), maps)
@@ -102,8 +102,8 @@ def layer_pictures(
         peak, both_sides = history.peak(prefix), display.counterfactual
         planes = look.planes(history, prefix)
         yield f"{prefix}/grid", look.grid(maps, under, foot, planes, peak=peak, counterfactual=both_sides, **style)
-        if probe.batch.time is not None:
-            yield f"{prefix}/clip", _clip(look, maps, under, foot, peak)
+        if look.axes.time is not None:
+            yield f"{prefix}/clip", _clip(look, look.axes.time, maps, under, foot, peak)
         if look.moment is not None:
             track, reference = history.tracks[prefix], history.reference_run
             if prefix not in filmstrips:
@@ -119,7 +119,7 @@ def layer_pictures(
             yield f"{prefix}/filmstrip", filmstrips[prefix].draw(track.frames, moved, peak, beside, planes)
 
 
-def _clip(look: Look, maps: Tensor, captions: list[Caption], foot: str, peak: Tensor | None) -> list[Image]:
+def _clip(look: Look, time: int, maps: Tensor, captions: list[Caption], foot: str, peak: Tensor | None) -> list[Image]:
     """The first samples of clips, as a picture that plays."""
     probe, display, few = look.probe, look.probe.settings.display, slice(SAMPLES)
     regions = {name: region[few] for name, region in probe.rows.regions.items()}
@@ -129,7 +129,7 @@ def _clip(look: Look, maps: Tensor, captions: list[Caption], foot: str, peak: Te
         captions[few],
         regions,
         foot,
-        probe.batch.time or 0,
+        time,
         peak=None if peak is None or display.scale == "sample" else peak[few],
         tile=round(0.7 * display.tile),
         colormap=display.colormap,
