@@ -61,7 +61,7 @@ class Look:
         limits = None
         if self.probe.photos.ndim == 2:
             limits = value_limits(batch.pictures, display.mean, display.std, display.window)
-        return Axes(batch.time if self.probe.photos.ndim == 4 else None, batch.spacing, limits)
+        return Axes(batch.time, batch.spacing, limits)
 
     def planes(self, history: History, prefix: str) -> Tensor | None:
         """The pixel ``(n, 3)`` of each volume through which its planes go; ``None`` where there are no volumes.
