@@ -19,7 +19,8 @@ from lightning_gradcam.picture.view import Panel, View
 _TEXT = 10
 _LINE = "#b8b8b8"  # of cross-hairs, less bright than the outlines of regions
 _OPEN = 8  # pixels around the middle of a cross-hair, where the map is to be seen
-_MARGIN = 4  # pixels above and below a curve
+_LOW = 48  # pixels of a panel, in which a curve takes only the middle half, so that the band behind it is seen
+_MARGIN = 4  # pixels above and below a curve in a higher one
 
 
 def map_tiles(
@@ -90,12 +91,19 @@ def _composed(view: View, photos: Tensor, pictures: Sequence[Tensor], ink: str) 
             if panel.cross is not None:
                 _draw_cross(draw, panel, *panel.cross[i].tolist())
             if panel.names:
-                place = panel.corner[0] + 3, panel.corner[1] + _TEXT // 2 + 2
-                write(draw, place, panel.names[i], "white", load_font(None, _TEXT), panel.size[1] - 4, outline="black")
+                _draw_name(draw, panel.names[i], panel)
     if view.limits is not None:
         for tile in tiles:
             _draw_axes(ImageDraw.Draw(tile), view.panels[0], view.spatial[0], view.limits)
     return tiles
+
+
+def _draw_name(draw: ImageDraw.ImageDraw, name: str, panel: Panel) -> None:
+    """In a panel's corner, on black: colons and brackets would drown in an outline."""
+    (left, top), letters = panel.corner, load_font(None, _TEXT)
+    room = min(letters.getlength(name), panel.size[1] - 4)
+    draw.rectangle((left, top, left + round(room) + 3, top + _TEXT + 2), fill="black")
+    write(draw, (left + 2, top + _TEXT // 2 + 1), name, "white", letters, room)
 
 
 def _draw_cross(draw: ImageDraw.ImageDraw, panel: Panel, x: float, y: float) -> None:
@@ -115,24 +123,29 @@ def _draw_curve(draw: ImageDraw.ImageDraw, values: Tensor, panel: Panel, ink: st
     if len(values) > 4 * width:
         highest, lowest = (sign * F.adaptive_max_pool1d(sign * values[None, None], width)[0, 0] for sign in (1, -1))
         values = torch.stack([lowest, highest], 1).flatten()
-    step, room = width / len(values), height - 1 - 2 * _MARGIN
-    points = [(left + (i + 0.5) * step, top + _MARGIN + (1 - value) * room) for i, value in enumerate(values.tolist())]
+    margin = _margin(panel)
+    step, room = width / len(values), height - 1 - 2 * margin
+    points = [(left + (i + 0.5) * step, top + margin + (1 - value) * room) for i, value in enumerate(values.tolist())]
     for start, end in pairwise(points):
         draw.line((*start, *end), fill=ink)
     if len(points) == 1:
         draw.point(points, fill=ink)
 
 
+def _margin(panel: Panel) -> int:
+    return panel.size[0] // 4 if panel.size[0] < _LOW else _MARGIN
+
+
 def _draw_axes(draw: ImageDraw.ImageDraw, panel: Panel, length: int, limits: tuple[float, float]) -> None:
     """The first, middle and last index below a curve, the lowest and highest value beside it."""
     (left, top), (height, width), letters = panel.corner, panel.size, load_font(None, _TEXT)
-    bottom = top + height
+    bottom, margin = top + height, _margin(panel)
     draw.rectangle((left - 1, top, left + width - 1, bottom), outline="#c8c8c8")
     for index, anchor in zip(sorted({0, length // 2, length - 1}), "lmr", strict=False):
         x = left + (index + 0.5) / length * width
         draw.line((x, bottom, x, bottom + 2), fill=INK)
         place = {"l": left, "m": x, "r": left + width}[anchor], bottom + 7
         write(draw, place, str(index), INK, letters, width / 3, anchor)
-    for value, y in ((limits[1], top + _MARGIN), (limits[0], bottom - 1 - _MARGIN)):
+    for value, y in ((limits[1], top + margin), (limits[0], bottom - 1 - margin)):
         draw.line((left - 3, y, left - 1, y), fill=INK)
         write(draw, (left - 5, y), f"{value:.3g}", INK, letters, left - 6, "r")

@@ -103,7 +103,9 @@ def wide_view(photos: Tensor, longer: int, axes: Axes, planes: Tensor | None = N
     if axes.time is not None:
         return _frames(photos, axes.time, _FRAMES, (2 * longer - (_A_ROW - 1) * _GAP) // _A_ROW, _A_ROW)
     d, h, w = _extents(size, axes)
-    return _planes(photos, axes, planes, min((2 * longer - 2 * _GAP) / (2 * w + h), longer / max(d, h)), True)
+    beside = min((2 * longer - 2 * _GAP) / (2 * w + h), longer / max(d, h))
+    above = min(2 * longer / max(w, h), (longer - 2 * _GAP) / (h + 2 * d))
+    return _planes(photos, axes, planes, max(beside, above), beside >= above)  # whichever is larger
 
 
 def narrow_view(photos: Tensor, longer: int, axes: Axes, planes: Tensor | None = None) -> View:
