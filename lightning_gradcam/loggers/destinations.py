@@ -10,8 +10,9 @@ from typing import Any
 from PIL.Image import Image
 
 from lightning_gradcam.loggers import files, tensorboard, wandb
+from lightning_gradcam.picture.encode import Picture
 
-SendPicture = Callable[[str, Image, int], None]  # key, picture, step
+SendPicture = Callable[[str, Picture, int], None]  # key, picture, step
 
 # By the name of the logger's class or of one that it derives from, so that neither package is needed here.
 # W&B comes first: TensorBoard writes on a thread of its own, whose checksums in Python keep W&B waiting.

@@ -1,4 +1,4 @@
-"""JPEG files in a folder, where no logger takes pictures."""
+"""JPEG and GIF files in a folder, where no logger takes pictures."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import hashlib
 from itertools import count
 from pathlib import Path
 
-from PIL.Image import Image
-
-from lightning_gradcam.picture.encode import jpeg
+from lightning_gradcam.picture.encode import Picture, encode
 from lightning_gradcam.record.files import write_whole
 
 
-def write_picture(folder: Path, key: str, picture: Image, step: int) -> None:
-    """Write a file ``gradcam-grid-step=00000120.jpg``; never over one that is there, and never a part of one."""
+def write_picture(folder: Path, key: str, picture: Picture, step: int) -> None:
+    """Write a file ``gradcam-grid-step=00000120.jpg``, or ``.gif`` of what plays.
+
+    Never over one that is there, and never a part of one.
+    """
     name = f"{key.replace('/', '-')}-step={step:08d}"
     if len(name.encode()) > 200:  # most file systems end at 255 bytes
         name = f"{hashlib.sha256(key.encode()).hexdigest()[:16]}-step={step:08d}"
-    endings = ("" if number == 0 else f"-{number}" for number in count())
-    path = next(path for ending in endings if not (path := folder / f"{name}{ending}.jpg").exists())
-    write_whole(path, jpeg(picture))
+    data, ending = encode(picture)
+    numbers = ("" if number == 0 else f"-{number}" for number in count())
+    path = next(path for number in numbers if not (path := folder / f"{name}{number}.{ending}").exists())
+    write_whole(path, data)

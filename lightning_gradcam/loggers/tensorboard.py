@@ -1,4 +1,4 @@
-"""TensorBoard: JPEG summaries and a text, for the writers of torch and of tensorboardX."""
+"""TensorBoard: summaries of JPEG and GIF, and a text, for the writers of torch and of tensorboardX."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from PIL.Image import Image
 
-from lightning_gradcam.picture.encode import jpeg
+from lightning_gradcam.picture.encode import Picture, encode, still
 from lightning_gradcam.picture.text import printable
 
 
-def write_picture(logger: Any, key: str, picture: Image, step: int) -> None:
-    """Write a JPEG summary: ``add_image`` would make a PNG, five times larger and slower by far."""
-    writer = logger.experiment
+def write_picture(logger: Any, key: str, picture: Picture, step: int) -> None:
+    """Write a JPEG or GIF summary, which both are shown.
+
+    ``add_image`` would make a PNG, five times larger and slower by far, and of what plays the first frame alone.
+    """
+    writer, first = logger.experiment, still(picture)
     if not hasattr(writer, "_get_file_writer"):
-        writer.add_image(key, np.asarray(picture), step, dataformats="HWC")
+        writer.add_image(key, np.asarray(first), step, dataformats="HWC")
         return
     package = "tensorboardX" if type(writer).__module__.startswith("tensorboardX") else "tensorboard.compat"
     proto = import_module(f"{package}.proto.summary_pb2")
     image = proto.Summary.Image(
-        height=picture.height, width=picture.width, colorspace=3, encoded_image_string=jpeg(picture)
+        height=first.height, width=first.width, colorspace=3, encoded_image_string=encode(picture)[0]
     )
     # Lightning closes the file after `fit`; asked this way, the writer opens the next one.
     writer._get_file_writer().add_summary(proto.Summary(value=[proto.Summary.Value(tag=key, image=image)]), step)

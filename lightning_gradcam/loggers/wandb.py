@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from typing import Any
 
 from PIL.Image import Image
 
+from lightning_gradcam.picture.encode import Picture, gif
+
 _MOST = 108  # images that W&B shows of a key
 
 
-def write_picture(logger: Any, key: str, picture: Image, step: int) -> None:
+def write_picture(logger: Any, key: str, picture: Picture, step: int) -> None:
     """Add the picture to the row that Lightning commits with the epoch's scalars, which carry the step."""
     from wandb import Image as WandbImage
+    from wandb import Video
 
-    logger.experiment.log({key: WandbImage(picture, file_type="jpg")}, commit=False)
+    plays = isinstance(picture, list)
+    media = Video(BytesIO(gif(picture)), format="gif") if plays else WandbImage(picture, file_type="jpg")
+    logger.experiment.log({key: media}, commit=False)
 
 
 def write_axes(logger: Any, step: int, epoch: int) -> None:

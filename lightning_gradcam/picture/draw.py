@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from PIL import Image, ImageDraw
 from PIL.ImageFont import FreeTypeFont
 from torch import Tensor
 
-from lightning_gradcam.attribution.regions import outline_boxes
 from lightning_gradcam.metrics.evidence import unreadable
 from lightning_gradcam.picture.overlay import AGAINST, colors
 from lightning_gradcam.picture.text import write
@@ -19,20 +18,6 @@ TEXT = 13  # pixels
 LINE = 17
 PAPER, INK = "#ffffff", "#303030"
 VERDICT = {True: "#1b5e9b", False: "#b3261e", None: "#4a4a4a"}  # behind what the model says: right, wrong, unknown
-
-
-def tile_size(photos: Tensor, longer: int, least: int = 1) -> tuple[int, int]:
-    """Height and width of the tiles for photos ``(n, H, W)``: so long the longer side, and no side below the least."""
-    _, height, width = photos.shape
-    factor = longer / max(height, width)
-    return max(least, round(height * factor)), max(least, round(width * factor))
-
-
-def boxes_on_tiles(regions: Mapping[str, Tensor], photos: Tensor, size: tuple[int, int]) -> list[Tensor]:
-    """Boxes ``(n, 4)`` around each region, in pixels of tiles of this height and width."""
-    _, height, width = photos.shape
-    to_tile = torch.tensor([size[1] / width, size[0] / height] * 2)
-    return [outline_boxes(region, (height, width)) * to_tile for region in regions.values()]
 
 
 def draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float], corner: tuple[int, int]) -> None:
@@ -62,7 +47,7 @@ def draw_note(
 
 
 def notes(maps: Tensor) -> list[str]:
-    """Why each map ``(n, h, w)`` cannot be drawn or read; empty where it can."""
+    """Why each map ``(n, *grid)`` cannot be drawn or read; empty where it can."""
     said = {"not finite": "not finite", "zero": "map empty", "negative": "map empty"}
     if maps[0].numel() > 1:
         said["constant"] = "map constant"

@@ -9,10 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from lightning_gradcam.attribution.spatial import at_most, averaged
 from lightning_gradcam.picture.draw import (
     GUTTER,
     INK,
@@ -20,26 +20,26 @@ from lightning_gradcam.picture.draw import (
     PAPER,
     TEXT,
     VERDICT,
-    boxes_on_tiles,
-    draw_box,
     draw_foot,
     draw_gauge,
     draw_note,
     notes,
-    tile_size,
 )
-from lightning_gradcam.picture.overlay import overlay, strongest
+from lightning_gradcam.picture.overlay import strongest
+from lightning_gradcam.picture.panels import draw_regions, map_tiles, region_boxes
 from lightning_gradcam.picture.text import load_font, write
+from lightning_gradcam.picture.view import Axes, evenly, narrow_view
 
 ROWS = 8  # samples in a filmstrip: the first ones of the fixed batch, so that the rows never change
 COLUMNS = 8  # observations in a filmstrip
-_GRID = 28  # longer side of the maps that a frame keeps
+_GRID = {1: 256, 2: 28, 3: 16}  # longest side of the maps that a frame keeps, by their number of axes
 _TILE = 80
 _BAR = 14  # under a tile, what the model said
 _SMALL = 11
 _SPARK = 130
 _MARKED = 3
 _MARK = "#b45309"  # the samples that moved most
+_PLAIN = Axes()
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Frame:
 
     Attributes:
         epoch: Counted from 0; -1 before training.
-        maps: ``(r, h, w)``, at most 28 cells a side.
+        maps: ``(r, *grid)``, with at most so many cells a side as :func:`frame_maps` keeps.
         classes: The classes that were asked for, else predicted, ``(r,)``, -1 where there are none.
         right: Whether these are predicted and right, ``(r,)``: 1, 0, or -1 where that is not known.
         drift: ``(r,)``, the largest drift since the frame before.
@@ -62,19 +62,20 @@ class Frame:
 
 
 def frame_maps(maps: Tensor) -> Tensor:
-    """The maps ``(r, h, w)`` of the filmstrip's samples, averaged down to at most 28 cells a side."""
+    """The maps ``(r, *grid)`` of the filmstrip's samples, averaged down.
+
+    At most 28 cells a side of images, 16 of volumes and clips, 256 of signals.
+    """
     maps = maps[:ROWS]
-    factor = _GRID / max(maps.shape[1:])
-    if factor >= 1:
+    grid = at_most(maps.shape[1:], _GRID[maps.ndim - 1])
+    if grid == maps.shape[1:]:
         return maps.clone()  # a checkpoint would hold the whole of what a part is a view of
-    h, w = (max(1, round(side * factor)) for side in maps.shape[1:])
-    return F.adaptive_avg_pool2d(maps[:, None], (h, w))[:, 0]
+    return averaged(maps, grid)
 
 
 def shown_frames(frames: Sequence[Frame]) -> list[int]:
     """Which frames to show: the first, the last, and others evenly spaced between, at most :data:`COLUMNS`."""
-    gaps = min(COLUMNS, len(frames)) - 1
-    return sorted({round(i * (len(frames) - 1) / gaps) for i in range(gaps + 1)} if gaps else {0})
+    return evenly(len(frames), COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,12 @@ class Filmstrip:
         scale: str = "sample",
         colormap: str = "turbo",
         font: str | Path | None = None,
+        axes: Axes = _PLAIN,
     ) -> None:
         """Draw what stays.
 
         Args:
-            photos: Grey, ``(r, H, W)`` in [0, 1].
+            photos: Grey, ``(r, *spatial)`` in [0, 1].
             titles: What each sample is called.
             class_names: The name of each class; indices are shown where there are none.
             regions: As in :class:`~lightning_gradcam.attribution.batch.Batch`, outlined on the photo at the left.
@@ -121,18 +123,13 @@ class Filmstrip:
                 ``"run"``: each by the sample's peak.
             colormap: A key of :data:`~lightning_gradcam.picture.overlay.COLORMAPS`.
             font: A TrueType file; ``None`` for the package's own.
+            axes: What the axes of the photos are.
         """
         self._photos, self._titles, self._class_names = photos, titles, class_names
         self._key, self._scale, self._colormap = key, scale, colormap
         self._letters, self._foot = load_font(font, _SMALL), load_font(font, TEXT)
-        self._height, self._tile_width = tile_size(photos, _TILE, least=8)
-        self._width = max(self._tile_width, _TILE // 2)
-        self._down = self._height + _BAR + GUTTER
-        self._drawn: dict[int, _Column] = {}
-        self._samples, draw = self._tiles(torch.zeros(len(photos), 1, 1))
-        for boxes in boxes_on_tiles(regions, photos, (self._height, self._tile_width)):
-            for row, box in enumerate(boxes.tolist()):
-                draw_box(draw, box, (0, row * self._down))
+        self._axes, self._regions = axes, regions
+        self._look_through(None)
 
     def draw(
         self,
@@ -140,6 +137,7 @@ class Filmstrip:
         drift_from_reference: Tensor,
         peak: Tensor,
         reference_run: tuple[str, Frame] | None = None,
+        planes: Tensor | None = None,
     ) -> Image.Image:
         """Draw the run so far.
 
@@ -149,10 +147,14 @@ class Filmstrip:
                 marked.
             peak: ``(r,)``, the largest value of each sample's maps in the run.
             reference_run: What another run is called and saw last: the last column.
+            planes: ``(r, 3)``, the pixel of each volume through which its planes go, in all columns; ``None``: as
+                before, at first the middle.
 
         Returns:
             A picture of at most 1,000 pixels in width, whatever the number of observations.
         """
+        if planes is not None and not (self._planes is not None and torch.equal(planes, self._planes)):
+            self._look_through(planes)
         # The head of each column, its frame, and the scale of its maps, which in another run is another.
         shown: list[tuple[str, Frame, list[float] | None]] = []
         for frame in (frames[i] for i in shown_frames(frames)):
@@ -175,12 +177,23 @@ class Filmstrip:
         self._drawn = {key: column for key, column in self._drawn.items() if key in kept}
         return canvas
 
+    def _look_through(self, planes: Tensor | None) -> None:
+        """Draw the samples as they are seen from now on; what was drawn of volumes goes, if their planes are others."""
+        self._planes, self._view = planes, narrow_view(self._photos, _TILE, self._axes, planes)
+        self._height, self._tile_width = self._view.size
+        self._width = max(self._tile_width, _TILE // 2)
+        self._down = self._height + _BAR + GUTTER
+        self._drawn: dict[int, _Column] = {}
+        self._samples, draw = self._tiles(torch.zeros(len(self._photos), *[1] * (self._photos.ndim - 1)))
+        boxes = region_boxes(self._view, self._regions)
+        for row in range(len(self._photos)):
+            draw_regions(draw, boxes, row, (0, row * self._down))
+
     def _tiles(self, maps: Tensor, unit: Tensor | None = None) -> tuple[Image.Image, ImageDraw.ImageDraw]:
         """A column of maps over the photos."""
-        size = self._height, self._tile_width
         column = Image.new("RGB", (self._width, len(maps) * self._down - GUTTER), PAPER)
-        for row, tile in enumerate(overlay(self._photos, maps, size, self._colormap, unit).numpy()):
-            column.paste(Image.fromarray(tile), (0, row * self._down))
+        for row, tile in enumerate(map_tiles(self._view, self._photos, maps, self._colormap, unit)):
+            column.paste(tile, (0, row * self._down))
         return column, ImageDraw.Draw(column)
 
     def _column(self, frame: Frame, unit: list[float] | None) -> _Column:

@@ -20,18 +20,18 @@ from lightning_gradcam.picture.draw import (
     PAPER,
     TEXT,
     VERDICT,
-    boxes_on_tiles,
-    draw_box,
     draw_foot,
     draw_gauge,
     draw_note,
     notes,
-    tile_size,
 )
-from lightning_gradcam.picture.overlay import gradient_pictures, overlay, strongest
+from lightning_gradcam.picture.overlay import strongest
+from lightning_gradcam.picture.panels import draw_regions, gradient_tiles, map_tiles, region_boxes
 from lightning_gradcam.picture.text import load_font, printable, write
+from lightning_gradcam.picture.view import Axes, wide_view
 
-_COLUMNS = 6
+_COLUMNS = 6  # of images; all else takes twice the width
+_PLAIN = Axes()
 _JPEG_LIMIT = 65_000
 _PAD = 4
 
@@ -68,7 +68,7 @@ def captions(
 
     Args:
         batch: The samples.
-        maps: Their maps ``(n, h, w)``.
+        maps: Their maps ``(n, *grid)``.
         prediction: What the model predicts, if it is a classifier.
         class_names: The name of each class; indices are shown where there are none.
         drift: ``(n,)``, how far each map has moved since the observation before; NaN where that is not known.
@@ -134,29 +134,34 @@ def grid(
     font: str | Path | None = None,
     counterfactual: bool = False,
     gradients: Tensor | None = None,
+    axes: Axes = _PLAIN,
+    planes: Tensor | None = None,
 ) -> Image.Image:
     """Draw every sample's map over its photo, or its gradient, with a caption under each.
 
     Args:
-        photos: Grey, ``(n, H, W)`` in [0, 1].
-        maps: Signed maps ``(n, h, w)``.
+        photos: Grey, ``(n, *spatial)`` in [0, 1].
+        maps: Signed maps ``(n, *grid)``.
         captions: One a sample.
         regions: As in :class:`~lightning_gradcam.attribution.batch.Batch`; drawn as outlines, white within black.
         key: The line at the foot: what was asked of which layer.
-        columns: How many tiles stand side by side; ``None``: up to six.
+        columns: How many tiles stand side by side; ``None``: up to six images, or three of all else.
         peak: ``(n,)``, the largest value of each sample's maps in the run; ``None``: this is the first observation.
         scale: ``"sample"``: each map by its own maximum, beside it a gauge of that against the peak; ``"run"``: each
             by the sample's peak.
-        tile: Longer side of a tile in pixels.
+        tile: Longer side of an image's tile in pixels.
         colormap: A key of :data:`~lightning_gradcam.picture.overlay.COLORMAPS`.
         font: A TrueType file; ``None`` for the package's own.
         counterfactual: See :func:`~lightning_gradcam.picture.overlay.overlay`.
-        gradients: ``(n, c, H, W)``, drawn in place of the maps; ``None``: the maps.
+        gradients: ``(n, c, *spatial)``, drawn in place of the maps; ``None``: the maps.
+        axes: What the axes of the photos are.
+        planes: ``(n, 3)``, the pixel of each volume through which its planes go; ``None``: the middle.
     """
-    n = len(photos)
-    tile_height, tile_width = tile_size(photos, tile)
+    n, most = len(photos), _COLUMNS if photos.ndim == 3 else _COLUMNS // 2
+    view = wide_view(photos, tile, axes, planes)
+    tile_height, tile_width = view.size
     cell_width = max(tile_width, tile // 2)  # the strip needs some width whatever the images' shape
-    rows = -(-n // (columns or _COLUMNS))
+    rows = -(-n // (columns or most))
     columns = columns or -(-n // rows)
     across, down = cell_width + GUTTER, tile_height + 2 * LINE + GUTTER
     if (pixels := max(rows * down, columns * across)) > _JPEG_LIMIT:
@@ -168,22 +173,20 @@ def grid(
     draw = ImageDraw.Draw(canvas)
     letters = load_font(font, TEXT)
 
-    boxes = boxes_on_tiles(regions, photos, (tile_height, tile_width))
+    boxes = region_boxes(view, regions)
     own = strongest(maps)
     peak = own if peak is None else torch.maximum(peak, own)
     shares = (own / peak).nan_to_num(0)
     by = peak if scale == "run" else None
-    size = tile_height, tile_width
     if gradients is None:
-        pictures = overlay(photos, maps, size, colormap, by, counterfactual).numpy()
+        pictures = map_tiles(view, photos, maps, colormap, by, counterfactual)
     else:
-        pictures = gradient_pictures(gradients, size).numpy()
+        pictures = gradient_tiles(view, photos, gradients)
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         left, top = GUTTER + i % columns * across, GUTTER + i // columns * down
         corner = left + (cell_width - tile_width) // 2, top
-        canvas.paste(Image.fromarray(picture), corner)
-        for box in boxes:
-            draw_box(draw, box[i].tolist(), corner)
+        canvas.paste(picture, corner)
+        draw_regions(draw, boxes, i, corner)
         if caption.note:
             draw_note(draw, letters, caption.note, corner, (tile_width, tile_height))
         elif scale == "sample" and gradients is None:
@@ -194,12 +197,19 @@ def grid(
 
 
 def tiles(
-    photos: Tensor, maps: Tensor, captions: Sequence[Caption], tile: int, colormap: str, counterfactual: bool = False
+    photos: Tensor,
+    maps: Tensor,
+    captions: Sequence[Caption],
+    tile: int,
+    colormap: str,
+    counterfactual: bool = False,
+    axes: Axes = _PLAIN,
+    planes: Tensor | None = None,
 ) -> tuple[list[Image.Image], list[str]]:
     """Each sample's map over its photo as a picture of its own, and its caption in one line."""
-    pictures = overlay(photos, maps, tile_size(photos, tile), colormap, None, counterfactual).numpy()
+    pictures = map_tiles(wide_view(photos, tile, axes, planes), photos, maps, colormap, None, counterfactual)
     lines = [" · ".join(filter(None, map(" ".join, (caption.sample, caption.prediction)))) for caption in captions]
-    return [Image.fromarray(picture) for picture in pictures], [printable(line)[:200] for line in lines]
+    return pictures, [printable(line)[:200] for line in lines]
 
 
 def _draw_strip(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lightning_gradcam.attribution.spatial import along_cells, cell_axes
 
 _OPACITY = 0.75  # of the colour where the map is at its maximum; where it is zero the photo is untouched
 
@@ -32,8 +35,12 @@ def colors(values: Tensor, colormap: str) -> Tensor:
 
 
 def strongest(maps: Tensor) -> Tensor:
-    """The largest positive value of each map ``(n, h, w)``, ``(n,)``; 0 where a map has no positive cell."""
-    return maps.relu().amax((1, 2))
+    """The largest positive value of each map ``(n, *grid)``, ``(n,)``; 0 where a map has no positive cell."""
+    return maps.relu().amax(cell_axes(maps))
+
+
+def _whole(values: Tensor) -> Tensor:
+    return values
 
 
 def overlay(
@@ -43,6 +50,7 @@ def overlay(
     colormap: str,
     maximum: Tensor | None = None,
     counterfactual: bool = False,
+    cut: Callable[[Tensor], Tensor] = _whole,
 ) -> Tensor:
     """Draw maps over photos.
 
@@ -50,26 +58,28 @@ def overlay(
     finite leaves its photo untouched.
 
     Args:
-        photos: Grey, ``(n, H, W)`` in [0, 1].
-        maps: Signed maps ``(n, h, w)``.
+        photos: Grey, ``(n, H, W)`` in [0, 1], or with other axes, see ``cut``.
+        maps: Signed maps ``(n, h, w)``, likewise.
         size: Height and width of the result in pixels.
         colormap: A key of :data:`COLORMAPS`.
         maximum: ``(n,)``, the value of each map that is drawn strongest, as are larger ones; ``None`` or 0: its own
             largest one.
         counterfactual: Whether to draw what is negative as well, in a colour of its own on the same scale; each map's
             own largest value is then that of either side.
+        cut: Brings photos and maps of other than two axes to ``(n, h, w)``, see
+            :meth:`~lightning_gradcam.picture.view.Panel.cut`; all else is of the whole maps.
 
     Returns:
         Pictures ``(n, height, width, 3)``, uint8.
     """
-    grey = _resized(photos, size)
+    grey = _resized(cut(photos), size)
     own = torch.maximum(strongest(maps), strongest(-maps)) if counterfactual else strongest(maps)
     drawn = (own > 0) & own.isfinite()
-    unit = (own if maximum is None else torch.where(maximum > 0, maximum, own))[:, None, None]
+    unit = own if maximum is None else torch.where(maximum > 0, maximum, own)
 
     def levels(side: Tensor) -> Tensor:
-        shares = torch.where(drawn[:, None, None], side.relu() / unit, 0).clamp_max(1)
-        return F.interpolate(shares[:, None], size, mode="bilinear")[:, 0]
+        shares = torch.where(along_cells(drawn, maps), side.relu() / along_cells(unit, maps), 0).clamp_max(1)
+        return F.interpolate(cut(shares)[:, None], size, mode="bilinear")[:, 0]
 
     values = levels(maps)
     place = (values * 255).round_().int().mul_(256).add_(grey)
@@ -84,23 +94,25 @@ def overlay(
     return picture
 
 
-def gradient_pictures(gradients: Tensor, size: tuple[int, int]) -> Tensor:
+def gradient_pictures(gradients: Tensor, size: tuple[int, int], cut: Callable[[Tensor], Tensor] = _whole) -> Tensor:
     """Draw gradients: grey where there is none, darker and lighter, or in colour, to either side.
 
     Args:
-        gradients: ``(n, c, H, W)``; three channels are drawn as red, green and blue, others as their mean.
+        gradients: ``(n, c, *spatial)``; three channels are drawn as red, green and blue, others as their mean.
         size: Height and width of the result in pixels.
+        cut: As in :func:`overlay`, of each channel; the range of colours is that of the whole sample.
 
     Returns:
         Pictures ``(n, height, width, 3)``, uint8. In each of them all but the strongest half percent of the values lie
         within the range of colours; one that is not finite is grey.
     """
-    values = gradients if gradients.shape[1] == 3 else gradients.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    values = torch.where(values.isfinite().flatten(1).all(1)[:, None, None, None], values, 0)
+    values = gradients if gradients.shape[1] == 3 else torch.stack([gradients.mean(1)] * 3, 1)
+    values = torch.where(along_cells(values.isfinite().flatten(1).all(1), values), values, 0)
     sizes = values.abs().flatten(1)
     most = sizes.kthvalue(max(1, round(0.995 * sizes.shape[1])), 1).values
     most = torch.where(most > 0, most, sizes.amax(1).clamp_min(torch.finfo(most.dtype).tiny))
-    shares = (values / most[:, None, None, None]).clamp(-1, 1)
+    shares = (values / along_cells(most, values)).clamp(-1, 1)
+    shares = torch.stack([cut(channel) for channel in shares.unbind(1)], 1)
     shares = F.interpolate(shares, size, mode="bilinear", antialias=True)
     return (127.5 * (1 + shares)).round().to(torch.uint8).movedim(1, 3)
 

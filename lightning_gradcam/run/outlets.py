@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
-from PIL.Image import Image
 
 from lightning_gradcam.attribution.batch import sample_name
 from lightning_gradcam.loggers.destinations import (
@@ -23,10 +22,12 @@ from lightning_gradcam.loggers.destinations import (
     write_samples,
 )
 from lightning_gradcam.metrics.evidence import explain_empty_maps
+from lightning_gradcam.picture.encode import Picture
 from lightning_gradcam.picture.filmstrip import Filmstrip
 from lightning_gradcam.picture.text import printable
 from lightning_gradcam.record.record import Writer
 from lightning_gradcam.run.failures import left_out, warn
+from lightning_gradcam.run.history import History
 from lightning_gradcam.run.pictures import Look, sample_pictures
 from lightning_gradcam.run.probe import Probe
 from lightning_gradcam.run.recording import open_record, write_look
@@ -59,7 +60,7 @@ class Outlets:
             with left_out(trainer, "the record of the observation"):
                 write_look(self.writer, look, look.moment.epoch, trainer.global_step)
 
-    def send_pictures(self, trainer: Trainer, pictures: Iterable[tuple[str, Image]], step: int | None) -> None:
+    def send_pictures(self, trainer: Trainer, pictures: Iterable[tuple[str, Picture]], step: int | None) -> None:
         """Draw pictures and hand each to every logger that takes some; without ``step`` only draw.
 
         Some get them from :meth:`deliver`.
@@ -102,10 +103,10 @@ class Outlets:
                 warn(f"GradCAMCallback: {text}.")
                 _to_each_logger(trainer, "an alert", send_alert, "Grad-CAM drift", text)
 
-    def send_samples(self, trainer: Trainer, look: Look) -> None:
+    def send_samples(self, trainer: Trainer, look: Look, history: History) -> None:
         """Hand single samples to the loggers that show them, where the display asks for it."""
         for prefix in look.seen.maps if look.probe.settings.display.per_sample else ():
-            images = sample_pictures(look, prefix)
+            images = sample_pictures(look, history, prefix)
             _to_each_logger(trainer, "the samples' pictures", write_samples, f"{prefix}/samples", *images)
 
     def write_card(self, trainer: Trainer, look: Look, step: int) -> None:

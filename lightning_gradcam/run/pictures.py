@@ -6,12 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from lightning_gradcam.attribution.guided import guide
+from lightning_gradcam.attribution.spatial import along_cells
+from lightning_gradcam.picture.clip import SAMPLES, clip
+from lightning_gradcam.picture.display import value_limits
+from lightning_gradcam.picture.encode import Picture
 from lightning_gradcam.picture.filmstrip import ROWS, Filmstrip
 from lightning_gradcam.picture.grid import Caption, captions, grid, tiles
+from lightning_gradcam.picture.view import Axes, strongest_pixels
 from lightning_gradcam.run.history import History, Measurement, Moment
 from lightning_gradcam.run.observer import Seen
 from lightning_gradcam.run.probe import Probe
@@ -48,16 +54,39 @@ class Look:
             scale = "the larger side's maximum"
         return f"0 to {scale} · {self.probe.layers[prefix]} {cells} · {self.probe.settings.question}"
 
-    def grid(self, maps: Tensor, captions: list[Caption], foot: str, **options: Any) -> Image:
+    @property
+    def axes(self) -> Axes:
+        """What the axes of the photos are."""
+        batch, display = self.probe.batch, self.probe.settings.display
+        limits = None
+        if self.probe.photos.ndim == 2:
+            limits = value_limits(batch.pictures, display.mean, display.std, display.window)
+        return Axes(batch.time, batch.spacing, limits)
+
+    def planes(self, history: History, prefix: str) -> Tensor | None:
+        """The pixel ``(n, 3)`` of each volume through which its planes go; ``None`` where there are no volumes.
+
+        The strongest cell of the reference, so that what moves is the map; of a sample without one that of its map.
+        """
+        maps, track = self.seen.maps[prefix], history.tracks.get(prefix)
+        if self.probe.photos.ndim != 4 or self.axes.time is not None:
+            return None
+        if track is not None and track.reference.shape == maps.shape:
+            missing = along_cells(track.reference.flatten(1).isnan().any(1), maps)
+            maps = torch.where(missing, maps, track.reference)
+        return strongest_pixels(maps, tuple(self.probe.photos.shape[1:]))
+
+    def grid(self, maps: Tensor, captions: list[Caption], foot: str, planes: Tensor | None, **options: Any) -> Image:
         """A grid, a row a sample where it has several maps."""
-        look = {"columns": self.seen.k if self.seen.k > 1 else None, "tile": self.probe.settings.display.tile}
+        look: dict[str, Any] = {"axes": self.axes, "planes": planes}
+        look |= {"columns": self.seen.k if self.seen.k > 1 else None, "tile": self.probe.settings.display.tile}
         return grid(self.probe.photos, maps, captions, self.probe.rows.regions, foot, **look, **options)
 
 
 def layer_pictures(
     look: Look, history: History, filmstrips: dict[str, Filmstrip] | None = None
-) -> Iterator[tuple[str, Image]]:
-    """The grid of each layer and, within a run, the filmstrip of it so far, by full key.
+) -> Iterator[tuple[str, Picture]]:
+    """The grid of each layer, of clips one that plays and, within a run, the filmstrip of it so far, by full key.
 
     Args:
         look: The look.
@@ -71,35 +100,62 @@ def layer_pictures(
         under, key = look.captions(maps, look.measured.drift[prefix]), look.key(prefix)
         foot = f"{look.when} · {'against, for: ' * display.counterfactual}{key}"
         peak, both_sides = history.peak(prefix), display.counterfactual
-        yield f"{prefix}/grid", look.grid(maps, under, foot, peak=peak, counterfactual=both_sides, **style)
+        planes = look.planes(history, prefix)
+        yield f"{prefix}/grid", look.grid(maps, under, foot, planes, peak=peak, counterfactual=both_sides, **style)
+        if look.axes.time is not None:
+            yield f"{prefix}/clip", _clip(look, look.axes.time, maps, under, foot, peak)
         if look.moment is not None:
             track, reference = history.tracks[prefix], history.reference_run
             if prefix not in filmstrips:
                 titles = [caption.sample[0] for caption in under[:ROWS]]
                 regions = {name: region[:ROWS] for name, region in probe.rows.regions.items()}
                 names = probe.class_names or ()
-                filmstrips[prefix] = Filmstrip(probe.photos[:ROWS], titles, names, regions, key, **style)
+                filmstrips[prefix] = Filmstrip(
+                    probe.photos[:ROWS], titles, names, regions, key, axes=look.axes, **style
+                )
             moved, peak = look.measured.drift_from_reference[prefix][:ROWS], track.peak[:ROWS]
             beside = None if reference is None else (reference.name, reference.frame(prefix))
-            yield f"{prefix}/filmstrip", filmstrips[prefix].draw(track.frames, moved, peak, beside)
+            planes = None if planes is None else planes[:ROWS]
+            yield f"{prefix}/filmstrip", filmstrips[prefix].draw(track.frames, moved, peak, beside, planes)
 
 
-def guided_pictures(look: Look, gradients: Tensor) -> Iterator[tuple[str, Image]]:
-    """The guided gradients ``(N, c, H, W)``, and their product with each layer's maps, by full key."""
+def _clip(look: Look, time: int, maps: Tensor, captions: list[Caption], foot: str, peak: Tensor | None) -> list[Image]:
+    """The first samples of clips, as a picture that plays."""
+    probe, display, few = look.probe, look.probe.settings.display, slice(SAMPLES)
+    regions = {name: region[few] for name, region in probe.rows.regions.items()}
+    return clip(
+        probe.photos[few],
+        maps[few],
+        captions[few],
+        regions,
+        foot,
+        time,
+        peak=None if peak is None or display.scale == "sample" else peak[few],
+        tile=round(0.7 * display.tile),
+        colormap=display.colormap,
+        font=display.font,
+        counterfactual=display.counterfactual,
+    )
+
+
+def guided_pictures(look: Look, history: History, gradients: Tensor) -> Iterator[tuple[str, Picture]]:
+    """The guided gradients ``(N, c, *spatial)``, and their product with each layer's maps, by full key."""
     settings, font = look.probe.settings, look.probe.settings.display.font
-    first = next(iter(look.seen.maps.values()))
+    main, first = next(iter(look.seen.maps.items()))
     # The gradients alone are there also where a map is empty.
     under = [replace(caption, note="") for caption in look.captions(first)]
     foot = f"{look.when} · Guided Backpropagation · {settings.target_name}"
-    yield f"{settings.prefix}/guided_backprop", look.grid(first, under, foot, font=font, gradients=gradients)
+    planes = look.planes(history, main)
+    yield f"{settings.prefix}/guided_backprop", look.grid(first, under, foot, planes, font=font, gradients=gradients)
     for prefix, maps in look.seen.maps.items():
         foot = f"{look.when} · Guided Grad-CAM · {look.probe.layers[prefix]} · {settings.target_name}"
-        under, product = look.captions(maps), guide(maps, gradients)
-        yield f"{prefix}/guided_gradcam", look.grid(maps, under, foot, font=font, gradients=product)
+        under, product, planes = look.captions(maps), guide(maps, gradients), look.planes(history, prefix)
+        yield f"{prefix}/guided_gradcam", look.grid(maps, under, foot, planes, font=font, gradients=product)
 
 
-def sample_pictures(look: Look, prefix: str) -> tuple[list[Image], list[str]]:
+def sample_pictures(look: Look, history: History, prefix: str) -> tuple[list[Image], list[str]]:
     """Each sample's map of a layer as a picture of its own, and its caption in one line."""
     maps, display = look.seen.maps[prefix], look.probe.settings.display
     under = look.captions(maps, look.measured.drift[prefix])
-    return tiles(look.probe.photos, maps, under, display.tile, display.colormap, display.counterfactual)
+    style = display.tile, display.colormap, display.counterfactual
+    return tiles(look.probe.photos, maps, under, *style, look.axes, look.planes(history, prefix))

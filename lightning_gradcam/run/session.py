@@ -139,7 +139,7 @@ class Session:
             gradients = agree_across_processes(trainer, lambda: observer.guided_gradients(look.probe))
             if self.outlets is not None:
                 with torch_defaults():
-                    self.outlets.send_pictures(trainer, guided_pictures(look, gradients), step)
+                    self.outlets.send_pictures(trainer, guided_pictures(look, self.history, gradients), step)
             numbers = {f"{self.settings.prefix}/guided_seconds": perf_counter() - started}
             log_numbers_directly(trainer, pl_module, numbers, step)
             if self.outlets is not None:
@@ -233,11 +233,11 @@ class Session:
         self.outlets.send_pictures(trainer, layer_pictures(look, self.history, self.outlets.filmstrips), step)
         if step is not None:
             self.outlets.explain(trainer, look)
-            self.outlets.send_samples(trainer, look)
+            self.outlets.send_samples(trainer, look, self.history)
         if look.moment is not None and look.moment.epoch < 0:
             self.outlets.write_card(trainer, look, step or 0)
         if look.seen.gradients is not None:
-            self.outlets.send_pictures(trainer, guided_pictures(look, look.seen.gradients), step)
+            self.outlets.send_pictures(trainer, guided_pictures(look, self.history, look.seen.gradients), step)
 
     def _tell_once(self, text: str) -> None:
         if text not in self._already_told:

@@ -291,11 +291,11 @@ def _class_names(settings: Settings, dataset: Any, datamodule: Any) -> Sequence[
 
 
 def _photos(settings: Settings, batch: Batch, dataset: Any, datamodule: Any) -> Tensor:
-    mean, std = settings.display.mean, settings.display.std
-    if mean is None:
+    mean, std, window = settings.display.mean, settings.display.std, settings.display.window
+    if mean is None and window is None and len(batch.size) > 1:  # signals are drawn in the model's own values
         mean, std = find_normalization(dataset, batch.pictures.shape[1], datamodule)
     with torch_defaults():
-        grey, note = photos(batch.pictures, mean, std)
+        grey, note = photos(batch.pictures, mean, std, window, batch.time is not None)
     if note:
         tell = rank_zero_info if mean is None else rank_zero_warn
         tell(f"GradCAMCallback: {note}.")

@@ -19,6 +19,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from tiny import TinyModule, events, loader, trainer
 
 from lightning_gradcam import GradCAMCallback
+from lightning_gradcam.loggers import files, wandb
 from lightning_gradcam.loggers.tensorboard import write_picture
 
 STEPS = [0, 2, 5]  # before training, and after each of two epochs of three batches
@@ -83,6 +84,44 @@ def test_tensorboard_x():
     red, green, blue = np.asarray(Image.open(BytesIO(image.encoded_image_string)))[10, 10]
     assert red > 250
     assert max(green, blue) < 5
+
+
+FRAMES = [Image.new("RGB", (30, 20), color) for color in ("red", "green", "blue")]
+
+
+def check_gif(data):
+    with Image.open(BytesIO(data)) as played:
+        assert (played.format, played.n_frames, played.size) == ("GIF", 3, (30, 20))
+        for i, frame in enumerate(FRAMES):
+            played.seek(i)
+            assert played.convert("RGB").getpixel((5, 5)) == frame.getpixel((5, 5))
+
+
+@pytest.mark.parametrize("writer", ["torch.utils.tensorboard", "tensorboardX"])
+def test_tensorboard_holds_a_clip_that_plays(writer):
+    board = pytest.importorskip(writer).SummaryWriter("x")
+    write_picture(SimpleNamespace(experiment=board), "gradcam/clip", FRAMES, 7)
+    board.close()
+    (image,) = events("x").Images("gradcam/clip")
+    assert (image.step, image.width, image.height) == (7, 30, 20)
+    check_gif(image.encoded_image_string)
+
+
+def test_a_writer_with_the_public_interface_alone_gets_the_first_frame():
+    calls = []
+    writer = SimpleNamespace(add_image=lambda key, pixels, *_, **__: calls.append(pixels))
+    write_picture(SimpleNamespace(experiment=writer), "key", FRAMES, 7)
+    assert calls[0][5, 5].tolist() == [255, 0, 0]
+
+
+def test_files_of_clips_play_beside_those_of_pictures():
+    for _ in range(2):
+        files.write_picture(Path(), "gradcam/clip", FRAMES, 3)
+    files.write_picture(Path(), "gradcam/grid", FRAMES[0], 3)
+    assert sorted(path.name for path in Path().glob("gradcam-*")) == [
+        "gradcam-clip-step=00000003-1.gif", "gradcam-clip-step=00000003.gif", "gradcam-grid-step=00000003.jpg"
+    ]  # fmt: skip
+    check_gif(Path("gradcam-clip-step=00000003.gif").read_bytes())
 
 
 def ask(url):
@@ -189,6 +228,18 @@ def test_wandb_has_one_row_an_epoch_with_picture_and_numbers(beside):
     for path in files:
         with Image.open(path) as picture:
             assert picture.format == "JPEG"
+
+
+def test_wandb_holds_a_clip_that_plays_in_the_row_of_the_picture():
+    logger = WandbLogger(project="test", save_dir=Path.cwd(), offline=True)
+    wandb.write_picture(logger, "gradcam/clip", FRAMES, 3)
+    wandb.write_picture(logger, "gradcam/grid", FRAMES[0], 3)
+    logger.log_metrics({"loss": 1.0}, step=3)
+    (row,) = (row for row in rows(logger) if "loss" in row)
+    assert row["trainer/global_step"] == 3
+    assert {"gradcam/clip", "gradcam/grid"} <= {"/".join(key.split("/")[:2]) for key in row}
+    (path,) = Path("wandb").glob("offline-run-*/files/media/videos/gradcam/*.gif")
+    check_gif(path.read_bytes())
 
 
 def test_the_row_of_the_picture_in_wandb_tells_when_whoever_commits_it():
