@@ -51,6 +51,7 @@ class GradCAMCallback(Callback):
     ``grid``                  a picture: every sample's map over its photo, with its prediction
     ``filmstrip``             a picture: the run so far, a row a sample, always with the first and the last
                               observation
+    ``clip``                  of clips: the first samples, frame by frame, as a GIF or a video
     ``guided_backprop``       pictures, see ``guided``: which pixels speak for the score, by the guided gradient
     ``guided_gradcam``        pictures: that, times the map
     ``drift``                 how far maps moved since the observation before; 0 still, 1 moved wholly    median
@@ -98,7 +99,9 @@ class GradCAMCallback(Callback):
             layer on a grid that all paths from the image to the score cross; where a class token reads the patches,
             the norm through which it does so for the last time. The log names it. Of a module that is called more than
             once ``"relu#2"`` is the second call. Maps may be ``(n, c, h, w)``, ``(n, h, w, c)``, ``(n, c, h * w)`` or
-            tokens ``(n, prefix + h * w, c)``; those of more than 32 cells a side are summed down to 32.
+            tokens ``(n, prefix + h * w, c)``, of volumes and clips with one axis more, of signals with one less, or the
+            frames of clips as rows ``(n * t, c, h, w)``. Those of more than 32 cells a side are summed down to 32, of
+            volumes and clips to 16, of signals to 256.
         samples: How many samples, evenly spaced over the validation dataset; or which indices of it; or a dataset of
             your own, of which all are taken: anything with a length and items. Without validation the training dataset
             serves; of several validation loaders the first, or the one whose key is given. Loaders whose batches come
@@ -112,14 +115,15 @@ class GradCAMCallback(Callback):
             function that returns ``(n, k)`` give ``k`` maps a sample: a row of the grid, and as many samples to all
             numbers. They cost one forward and ``k`` backward passes.
         method: ``"gradcam"``, ``"cam"``, ``"hirescam"``, ``"gradcam++"``, ``"layercam"``, ``"xgradcam"``, or a
-            function ``(activations (n, c, h, w), gradients (n, c, h, w)) -> map (n, h, w)``.
+            function ``(activations (n, c, *grid), gradients (n, c, *grid)) -> map (n, *grid)``.
         every_n_epochs: Look at every so many epochs, at least 1.
         batch_fn: Turns a collated batch, after the transfer hooks, into a :class:`Batch`; by default by what its parts
             are and how they are called, see :func:`~lightning_gradcam.attribution.reading.default_batch`.
         forward_fn: ``(module, batch) -> output``; by default ``module(batch.images)``, or the whole batch, or keywords
             whose names the batch has, whichever gives a row a sample.
         grid: How the output of the named layers lies on the image, where that cannot be told from its shape: ``(h, w)``
-            in cells, the tokens before them being a prefix; or a function ``output -> (n, c, h, w)``.
+            in cells, of volumes and clips ``(d, h, w)``, the tokens before them being a prefix; or a function
+            ``output -> (n, c, h, w)``.
         drift: What drift is measured against, and when to warn of it.
         display: How pictures look.
         guided: Draw Guided Backpropagation and Guided Grad-CAM as well, for networks with ReLUs: at the first, every
