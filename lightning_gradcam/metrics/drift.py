@@ -1,21 +1,26 @@
 """How far a map has moved from another of the same sample.
 
-All functions take signed maps ``(n, h, w)`` at the layer's own resolution. They look at where the positive evidence
-lies and not at how much of it there is: a map is clipped at 0 and divided by its sum, and then called ``P`` or ``Q``.
-A map without a positive cell, or one that is not finite, has no such place: every number of it is NaN.
+All functions take signed maps ``(n, *grid)`` at the layer's own resolution, of one, two or three axes. They look at
+where the positive evidence lies and not at how much of it there is: a map is clipped at 0 and divided by its sum, and
+then called ``P`` or ``Q``. A map without a positive cell, or one that is not finite, has no such place: every number of
+it is NaN. Of two maps of a sample both have the same shape, but for :func:`agreement`.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from lightning_gradcam.attribution.spatial import averaged, cell_axes
+from lightning_gradcam.metrics.shapes import check_same_shape
 
 
 def distribution(maps: Tensor) -> Tensor:
-    """Clip maps ``(n, h, w)`` at 0 and divide each by its sum; NaN everywhere where there is no positive cell."""
+    """Clip maps ``(n, *grid)`` at 0 and divide each by its sum; NaN everywhere where there is no positive cell."""
     positive = maps.relu()
-    total = positive.sum((1, 2), keepdim=True)
+    total = positive.sum(cell_axes(maps), keepdim=True)
     return torch.where((total > 0) & total.isfinite(), positive / total, torch.nan)
 
 
@@ -27,8 +32,12 @@ def similarity(maps: Tensor, others: Tensor) -> Tensor:
 
     Returns:
         ``(n,)`` in [0, 1]: 1 where the two agree, 0 where they share no cell. NaN where either is empty.
+
+    Raises:
+        ValueError: If the shapes differ.
     """
-    return torch.minimum(distribution(maps), distribution(others)).sum((1, 2)).clamp_max(1)
+    check_same_shape(maps, others)
+    return torch.minimum(distribution(maps), distribution(others)).sum(cell_axes(maps)).clamp_max(1)
 
 
 def agreement(maps: Tensor, others: Tensor) -> Tensor:
@@ -38,9 +47,15 @@ def agreement(maps: Tensor, others: Tensor) -> Tensor:
 
     Returns:
         As :func:`similarity`.
+
+    Raises:
+        ValueError: If the grids have different numbers of axes, or the numbers of samples differ.
     """
-    h, w = (min(sides) for sides in zip(maps.shape[1:], others.shape[1:], strict=True))
-    return similarity(*(F.adaptive_avg_pool2d(one.relu()[:, None], (h, w))[:, 0] for one in (maps, others)))
+    if maps.ndim != others.ndim:
+        shapes = f"{tuple(maps.shape)} and {tuple(others.shape)}"
+        raise ValueError(f"`maps` and `others` must have as many axes, got {shapes}; compare maps of the same samples")
+    grid = [min(sides) for sides in zip(maps.shape[1:], others.shape[1:], strict=True)]
+    return similarity(*(averaged(one.relu(), grid) for one in (maps, others)))
 
 
 def chance(maps: Tensor) -> Tensor:
@@ -58,19 +73,26 @@ def chance(maps: Tensor) -> Tensor:
 def centroid_shift(maps: Tensor, others: Tensor) -> Tensor:
     """The distance between the centres of mass of two maps, as a fraction of the grid's diagonal.
 
-    A map that moves by one cell moves its centre by ``1 / sqrt(h^2 + w^2)``.
+    A map that moves by one cell moves its centre by ``1 / sqrt(h^2 + w^2)``, or with another number of axes alike.
 
     Returns:
         ``(n,)`` in [0, 1); 0 where the centres agree. NaN where either map is empty.
+
+    Raises:
+        ValueError: If the shapes differ.
     """
-    _, h, w = maps.shape
-    return (_centroid(maps) - _centroid(others)).norm(dim=1) / (h**2 + w**2) ** 0.5
+    check_same_shape(maps, others)
+    return (_centroid(maps) - _centroid(others)).norm(dim=1) / sum(side**2 for side in maps.shape[1:]) ** 0.5
 
 
 def _centroid(maps: Tensor) -> Tensor:
-    _, h, w = maps.shape
-    places = distribution(maps)
-    return torch.stack([places.sum(2) @ torch.arange(h).float(), places.sum(1) @ torch.arange(w).float()], 1)
+    """The centre of mass of each map, ``(n, axes)``, in cells."""
+    places, axes, along = distribution(maps), cell_axes(maps), []
+    for axis in axes:
+        others = [one for one in axes if one != axis]
+        totals = places.sum(others) if others else places  # a sum over no axis is one over all
+        along.append(totals @ torch.arange(maps.shape[axis]).float())
+    return torch.stack(along, 1)
 
 
 def topk_iou(maps: Tensor, others: Tensor, share: float = 0.2) -> Tensor:
@@ -80,10 +102,14 @@ def topk_iou(maps: Tensor, others: Tensor, share: float = 0.2) -> Tensor:
 
     Returns:
         ``(n,)`` in [0, 1]; 1 where the same cells are strongest. NaN where either map is empty.
+
+    Raises:
+        ValueError: If the shapes differ.
     """
+    check_same_shape(maps, others)
     ours, theirs = _strongest_cells(maps, share), _strongest_cells(others, share)
     union = (ours | theirs).sum(1)
-    defined = (distribution(maps) + distribution(others)).isfinite().all(2).all(1)
+    defined = (distribution(maps) + distribution(others)).isfinite().flatten(1).all(1)
     return torch.where(defined, (ours & theirs).sum(1) / union, torch.nan)
 
 
@@ -95,13 +121,12 @@ def _strongest_cells(maps: Tensor, share: float) -> Tensor:
 
 
 def concentration(maps: Tensor) -> Tensor:
-    """How few cells hold the evidence: ``1 - entropy(P) / log(h w)``.
+    """How few cells hold the evidence: ``1 - entropy(P) / log(cells)``.
 
     It depends on the grid: never compare it across layers of different resolution.
 
     Returns:
         ``(n,)`` in [0, 1]: 0 for a uniform map, 1 where one cell holds all. NaN for an empty map.
     """
-    _, h, w = maps.shape
-    entropy = torch.special.entr(distribution(maps)).sum((1, 2))
-    return (1 - entropy / torch.log(torch.tensor(float(h * w)))).clamp(0, 1)
+    entropy = torch.special.entr(distribution(maps)).sum(cell_axes(maps))
+    return (1 - entropy / torch.log(torch.tensor(float(math.prod(maps.shape[1:]))))).clamp(0, 1)

@@ -7,6 +7,8 @@ from math import isfinite
 
 from torch import Tensor
 
+from lightning_gradcam.attribution.spatial import cell_axes
+
 _REASONS = {
     "not finite": "NaN or infinite: activations or gradients overflow; try another precision",
     "zero": "zero everywhere: no gradient reaches the layer, as behind dead units or a target without effect",
@@ -22,21 +24,21 @@ def strength(maps: Tensor) -> Tensor:
     the bias. Only methods with a sign have it.
 
     Args:
-        maps: Signed maps ``(n, h, w)``.
+        maps: Signed maps ``(n, *grid)``.
 
     Returns:
         ``(n,)``, any real number; larger is more evidence for the target.
     """
-    return maps.sum((1, 2))
+    return maps.sum(cell_axes(maps))
 
 
 def empty(maps: Tensor) -> Tensor:
-    """Whether each map ``(n, h, w)`` has no positive cell, ``(n,)`` bool. A map that is not finite is not empty."""
-    return (maps <= 0).all(2).all(1)
+    """Whether each map ``(n, *grid)`` has no positive cell, ``(n,)`` bool. A map that is not finite is not empty."""
+    return (maps <= 0).flatten(1).all(1)
 
 
 def unreadable(maps: Tensor) -> list[str]:
-    """Why each map ``(n, h, w)`` cannot be read: not finite, zero, negative or constant; empty where it can."""
+    """Why each map ``(n, *grid)`` cannot be read: not finite, zero, negative or constant; empty where it can."""
     lowest, highest = maps.flatten(1).aminmax(dim=1)  # a NaN is both
     return [_why(least, most) for least, most in zip(lowest.tolist(), highest.tolist(), strict=True)]
 
@@ -50,7 +52,7 @@ def _why(least: float, most: float) -> str:
 
 
 def explain_empty_maps(maps: Tensor) -> dict[str, str]:
-    """Why some of the maps ``(n, h, w)`` cannot be read, and what the likely reason is, by kind."""
+    """Why some of the maps ``(n, *grid)`` cannot be read, and what the likely reason is, by kind."""
     found = Counter(unreadable(maps))
     return {
         kind: f"the maps of {found[kind]} of {len(maps)} samples are {reason}."

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from lightning_gradcam.attribution.spatial import averaged, cell_axes
+from lightning_gradcam.metrics.shapes import check_shapes
 
 
 def mass(maps: Tensor, masks: Tensor) -> Tensor:
@@ -14,18 +16,21 @@ def mass(maps: Tensor, masks: Tensor) -> Tensor:
     the energy-based pointing game of Score-CAM (Wang et al. 2020, arXiv 1910.01279) at the layer's resolution.
 
     Args:
-        maps: Signed maps ``(n, h, w)``.
-        masks: ``(n, H, W)`` in [0, 1], 1 inside the region.
+        maps: Signed maps ``(n, *grid)``.
+        masks: ``(n, *size)``, as many axes, in [0, 1], 1 inside the region.
 
     Returns:
         ``(n,)`` in [0, 1]; 1 is all inside. NaN for a map without a positive cell and for an empty mask.
+
+    Raises:
+        ValueError: If the shapes do not fit.
     """
-    positive = maps.relu()
-    _, h, w = maps.shape
-    cells = F.adaptive_avg_pool2d(masks.float()[:, None], (h, w))[:, 0]
-    total = positive.sum((1, 2))
-    inside = (positive * cells).sum((1, 2)) / total
-    return torch.where((total > 0) & (masks.amax((1, 2)) > 0), inside, torch.nan)
+    check_shapes(maps=(maps, "ng"), masks=(masks, "ns"))
+    positive, axes = maps.relu(), cell_axes(maps)
+    cells = averaged(masks.float(), maps.shape[1:])
+    total = positive.sum(axes)
+    inside = (positive * cells).sum(axes) / total
+    return torch.where((total > 0) & (masks.amax(axes) > 0), inside, torch.nan)
 
 
 def lift(maps: Tensor, masks: Tensor) -> Tensor:
@@ -35,5 +40,8 @@ def lift(maps: Tensor, masks: Tensor) -> Tensor:
 
     Returns:
         ``(n,)``, at least 0; 1 for a uniform map. NaN as for :func:`mass`.
+
+    Raises:
+        ValueError: As for :func:`mass`.
     """
-    return mass(maps, masks) / masks.float().mean((1, 2))
+    return mass(maps, masks) / masks.float().mean(cell_axes(masks))

@@ -24,9 +24,9 @@ def describe(maps: Tensor, additive: bool, regions: Mapping[str, Tensor]) -> dic
     """What can be said of maps without another observation.
 
     Args:
-        maps: ``(n, h, w)``.
+        maps: ``(n, *grid)``.
         additive: Whether a map sums to evidence in the score's unit.
-        regions: Masks ``(n, H, W)`` by name.
+        regions: Masks ``(n, *size)`` by name.
 
     Returns:
         Values ``(n,)`` by key.
@@ -81,9 +81,9 @@ def localization_numbers(
     """What a run logs of the protocols of weakly supervised localization for the maps of one layer.
 
     Args:
-        maps: Signed maps ``(n k, h, w)``, those of a sample one after another.
-        boxes: The true boxes ``(n k, 4)``.
-        masks: The regions ``(n k, H, W)``.
+        maps: Signed maps ``(n k, *grid)``, those of a sample one after another.
+        boxes: The true boxes ``(n k, 2 d)`` of ``d`` spatial axes.
+        masks: The regions ``(n k, *size)``.
         labels: The true classes ``(n k,)``, if there are any.
         target_classes: The classes ``(n k,)`` that the maps are of, where they are known.
         k: How many maps a sample has, those of the most probable classes, best first; ``None``: they are of others.
@@ -93,7 +93,7 @@ def localization_numbers(
         ``k`` and labels the errors of :func:`~lightning_gradcam.metrics.protocols.localization_errors`, else
         ``localization_error_known``, the share of these maps whose box overlaps the true one by a half or less.
     """
-    size, numbers = (masks.shape[1], masks.shape[2]), {}
+    size, numbers = tuple(masks.shape[1:]), {}
     if k is not None and target_classes is not None and labels is not None:
         of_samples = (one.unflatten(0, (-1, k)) for one in (maps, target_classes, labels, boxes))
         all_maps, classes, truths, true_boxes = of_samples
@@ -119,7 +119,7 @@ def localization_of_groups(
     """:func:`localization_numbers` of each layer, and of each group of samples, by full key.
 
     Args:
-        maps: Signed maps ``(n k, h, w)`` by the prefix of the layer's keys.
+        maps: Signed maps ``(n k, *grid)`` by the prefix of the layer's keys.
         masks: As there, as ``target_classes`` and ``k``.
         labels: ``(n k,)`` or ``(n k, 1)``; of more than one a sample none counts.
         groups: The name of each row's group; may be empty.

@@ -4,6 +4,10 @@ All functions take signed maps, no finer than the image, and look at their posit
 image's resolution, ``H`` by ``W`` pixels, bilinearly (``align_corners=False``). An empty map has no positive cell. A
 pixel is inside a mask where the mask is above 0.5; an empty mask has no such pixel. Boxes are x0, y0, x1, y1 in pixels,
 right and bottom exclusive; a true box without an area says that the sample has none.
+
+The papers have images. Signals, volumes and clips are scored alike, with ``d`` = 1 or 3 spatial axes for 2: a pixel is
+a sample of the signal or a voxel, the map is linear in every axis, distances are Euclidean, and a box has ``2 d``
+numbers, all starts before all ends and the last axis first.
 """
 
 from __future__ import annotations
@@ -12,8 +16,10 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from lightning_gradcam.attribution.spatial import Size, along_cells, cell_axes, upsampled
+from lightning_gradcam.metrics.shapes import check_shapes
 
 # Share of the maximum. Interpolating a map and its mirror image differs by up to 9e-6 of it, on a grid of 112.
 _ROUNDING = 1e-5
@@ -30,8 +36,8 @@ def pointing_game(maps: Tensor, masks: Tensor, tolerance: float = 15.0) -> Tenso
     Source: Zhang et al., Top-down neural attention by excitation backprop, IJCV 2018, arXiv 1608.00507.
 
     Args:
-        maps: Signed maps ``(n, h, w)``.
-        masks: ``(n, H, W)``, 1 inside the region.
+        maps: Signed maps ``(n, *grid)``.
+        masks: ``(n, *size)``, 1 inside the region.
         tolerance: Largest distance of a hit from the region, centre to centre, in pixels of the image; at least 0.
 
     Returns:
@@ -40,14 +46,14 @@ def pointing_game(maps: Tensor, masks: Tensor, tolerance: float = 15.0) -> Tenso
     Raises:
         ValueError: If the shapes do not fit, or the tolerance is negative or not finite.
     """
-    _check_shapes(maps=(maps, "nhw"), masks=(masks, "nHW"))
+    check_shapes(maps=(maps, "ng"), masks=(masks, "ns"))
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"`tolerance` must be a number of pixels, at least 0, got {tolerance}")
     inside = masks > 0.5
-    heights = _at_image(maps, _size(masks))
-    tied = heights >= 1 - _ROUNDING
-    hits = (tied & _nearby(inside, tolerance)).sum((1, 2)) / tied.sum((1, 2))
-    return torch.where(inside.any(2).any(1), hits, torch.nan)  # 0 / 0 where no map is
+    tied = _at_image(maps, masks.shape[1:]) >= 1 - _ROUNDING
+    axes = cell_axes(masks)
+    hits = (tied & _nearby(inside, tolerance)).sum(axes) / tied.sum(axes)
+    return torch.where(inside.flatten(1).any(1), hits, torch.nan)  # 0 / 0 where no map is
 
 
 def class_average(values: Tensor, classes: Tensor) -> float:
@@ -84,8 +90,8 @@ def pointing_game_with_rejection(maps: Tensor, masks: Tensor, threshold: float, 
     Source: Selvaraju et al., ICCV 2017, arXiv 1610.02391, the section on the pointing game.
 
     Args:
-        maps: Signed maps ``(n, k, h, w)`` of the ``k`` classes.
-        masks: ``(n, k, H, W)``, 1 inside the region of the class; empty where the image does not show it.
+        maps: Signed maps ``(n, k, *grid)`` of the ``k`` classes.
+        masks: ``(n, k, *size)``, 1 inside the region of the class; empty where the image does not show it.
         threshold: Least maximum of a map that points, in the unit of the maps.
         tolerance: As for :func:`pointing_game`, in pixels.
 
@@ -95,16 +101,17 @@ def pointing_game_with_rejection(maps: Tensor, masks: Tensor, threshold: float, 
     Raises:
         ValueError: As for :func:`pointing_game`.
     """
-    _check_shapes(maps=(maps, "nkhw"), masks=(masks, "nkHW"))
-    pointed = pointing_game(maps.flatten(0, 1), masks.flatten(0, 1), tolerance).view(maps.shape[:2])
-    highest = maps.float().amax((2, 3))
+    check_shapes(maps=(maps, "nkg"), masks=(masks, "nks"))
+    n_k, maps, masks = maps.shape[:2], maps.flatten(0, 1), masks.flatten(0, 1)
+    pointed = pointing_game(maps, masks, tolerance)
+    highest = maps.float().amax(cell_axes(maps))
     rejected = (highest < threshold) | (highest <= 0)
-    absent = ~(masks > 0.5).any(3).any(2)
+    absent = ~(masks > 0.5).flatten(1).any(1)
     hits = torch.where(rejected, absent.float(), torch.where(absent, 0, pointed))
-    return torch.where(_finite(maps), hits, torch.nan)
+    return torch.where(_finite(maps), hits, torch.nan).view(n_k)
 
 
-def segment_boxes(maps: Tensor, size: tuple[int, int], share: float = 0.15) -> Tensor:
+def segment_boxes(maps: Tensor, size: Size, share: float = 0.15) -> Tensor:
     """The box around the largest connected segment of each map at image resolution.
 
     The map is binarized: a pixel belongs to a segment if it lies above ``share`` of the maximum. Pixels that touch at
@@ -115,21 +122,21 @@ def segment_boxes(maps: Tensor, size: tuple[int, int], share: float = 0.15) -> T
     Source: Selvaraju et al., ICCV 2017, arXiv 1610.02391, the section on weakly supervised localization.
 
     Args:
-        maps: Signed maps ``(n, h, w)``.
-        size: Height and width of the image in pixels.
+        maps: Signed maps ``(n, *grid)``.
+        size: Height and width of the image in pixels, or another number of axes.
         share: Share of the maximum, in [0, 1).
 
     Returns:
-        Boxes ``(n, 4)``, int64. The whole image for a constant map that is positive, and 0, 0, 0, 0 for a map that is
-        empty or not finite.
+        Boxes ``(n, 2 d)``, int64. The whole image for a constant map that is positive, and 0 throughout for a map that
+        is empty or not finite.
 
     Raises:
         ValueError: If the shape or the share does not fit.
         ImportError: If scipy is missing.
     """
-    _check_shapes(maps=(maps, "nhw"))
+    check_shapes(size, maps=(maps, "ng"))
     _check_share(share=share)
-    boxes = torch.zeros(len(maps), 4, dtype=torch.int64)
+    boxes = torch.zeros(len(maps), 2 * len(size), dtype=torch.int64)
     for box, above in zip(boxes, (_at_image(maps, size) > share).cpu().numpy(), strict=True):
         found, pixels = _segments(above)
         if len(found):
@@ -141,8 +148,8 @@ def iou(boxes: Tensor, others: Tensor) -> Tensor:
     """The overlap of two boxes of each row: intersection over union.
 
     Args:
-        boxes: Boxes that were found, ``(n, 4)``.
-        others: The true boxes, ``(n, 4)``.
+        boxes: Boxes that were found, ``(n, 2 d)``.
+        others: The true boxes, ``(n, 2 d)``.
 
     Returns:
         ``(n,)`` in [0, 1]: 1 where the two agree. NaN where the true box has no area, else 0 where the found one has
@@ -151,9 +158,9 @@ def iou(boxes: Tensor, others: Tensor) -> Tensor:
     Raises:
         ValueError: If the shapes do not fit.
     """
-    _check_shapes(boxes=(boxes, "n4"), others=(others, "n4"))
-    boxes, others = boxes.float(), others.float()
-    corners = [torch.maximum(boxes[:, :2], others[:, :2]), torch.minimum(boxes[:, 2:], others[:, 2:])]
+    check_shapes(boxes=(boxes, "nb"), others=(others, "nb"))
+    d, boxes, others = boxes.shape[1] // 2, boxes.float(), others.float()
+    corners = [torch.maximum(boxes[:, :d], others[:, :d]), torch.minimum(boxes[:, d:], others[:, d:])]
     both, truth = _area(torch.cat(corners, 1)), _area(others)
     return torch.where(truth > 0, both / (_area(boxes) + truth - both), torch.nan)
 
@@ -163,7 +170,7 @@ def localization_errors(
     classes: Tensor,
     labels: Tensor,
     boxes: Tensor,
-    size: tuple[int, int],
+    size: Size,
     share: float = 0.15,
     overlap: float = 0.5,
 ) -> dict[str, float]:
@@ -178,11 +185,11 @@ def localization_errors(
     arXiv 1610.02391.
 
     Args:
-        maps: Signed maps ``(n, k, h, w)`` of the ``k`` classes.
+        maps: Signed maps ``(n, k, *grid)`` of the ``k`` classes.
         classes: The predicted classes ``(n, k)``, best first.
         labels: The true classes ``(n,)``.
-        boxes: The true boxes ``(n, 4)``.
-        size: Height and width of the image in pixels.
+        boxes: The true boxes ``(n, 2 d)``.
+        size: As for :func:`segment_boxes`.
         share: As for :func:`segment_boxes`.
         overlap: Intersection over union that a localization must exceed, in [0, 1).
 
@@ -194,7 +201,7 @@ def localization_errors(
         ValueError: If the shapes, the share or the overlap do not fit.
         ImportError: If scipy is missing.
     """
-    _check_shapes(maps=(maps, "nkhw"), classes=(classes, "nk"), labels=(labels, "n"), boxes=(boxes, "n4"))
+    check_shapes(size, maps=(maps, "nkg"), classes=(classes, "nk"), labels=(labels, "n"), boxes=(boxes, "nb"))
     _check_share(share=share, overlap=overlap)
     boxed = _area(boxes) > 0
     named = classes == labels[:, None]
@@ -209,7 +216,7 @@ def localization_errors(
     return errors
 
 
-def max_box_acc_v2(maps: Tensor, boxes: Tensor, size: tuple[int, int], thresholds: int = 100) -> float:
+def max_box_acc_v2(maps: Tensor, boxes: Tensor, size: Size, thresholds: int = 100) -> float:
     """MaxBoxAccV2: how often a box of the map overlaps the true one, at the threshold that serves the data set best.
 
     Each map is scaled to scores in [0, 1] at image resolution, minimum to 0 and maximum to 1. At each threshold ``t /
@@ -227,9 +234,9 @@ def max_box_acc_v2(maps: Tensor, boxes: Tensor, size: tuple[int, int], threshold
     and V2 in its extension, arXiv 2007.04178.
 
     Args:
-        maps: Signed maps ``(n, h, w)``.
-        boxes: The true boxes ``(n, 4)``.
-        size: Height and width of the image in pixels.
+        maps: Signed maps ``(n, *grid)``.
+        boxes: The true boxes ``(n, 2 d)``.
+        size: As for :func:`segment_boxes`.
         thresholds: Number of thresholds, at least 1.
 
     Returns:
@@ -239,7 +246,7 @@ def max_box_acc_v2(maps: Tensor, boxes: Tensor, size: tuple[int, int], threshold
         ValueError: If the shapes or the number of thresholds do not fit.
         ImportError: If scipy is missing.
     """
-    _check_shapes(maps=(maps, "nhw"), boxes=(boxes, "n4"))
+    check_shapes(size, maps=(maps, "ng"), boxes=(boxes, "nb"))
     if not isinstance(thresholds, int) or thresholds < 1:
         raise ValueError(f"`thresholds` must be a number of thresholds, at least 1, got {thresholds}")
     boxed = _area(boxes) > 0
@@ -264,8 +271,8 @@ def pxap(maps: Tensor, masks: Tensor) -> float:
     Source: Choe et al., CVPR 2020, arXiv 2001.07437, the section on evaluation metrics.
 
     Args:
-        maps: Signed maps ``(n, h, w)``.
-        masks: ``(n, H, W)``, 1 inside the region.
+        maps: Signed maps ``(n, *grid)``.
+        masks: ``(n, *size)``, 1 inside the region.
 
     Returns:
         A share in [0, 1], larger is better; constant maps have the regions' share of the images. NaN if every mask is
@@ -274,12 +281,12 @@ def pxap(maps: Tensor, masks: Tensor) -> float:
     Raises:
         ValueError: If the shapes do not fit.
     """
-    _check_shapes(maps=(maps, "nhw"), masks=(masks, "nHW"))
+    check_shapes(maps=(maps, "ng"), masks=(masks, "ns"))
     inside = masks > 0.5
-    shown = inside.any(2).any(1)
+    shown = inside.flatten(1).any(1)
     if not shown.any():
         return math.nan
-    scores, order = _scores(maps[shown], _size(masks)).flatten().cpu().sort(descending=True)
+    scores, order = _scores(maps[shown], masks.shape[1:]).flatten().cpu().sort(descending=True)
     found = inside[shown].flatten().cpu()[order].cumsum(0)
     last = torch.cat([(scores.diff() != 0).nonzero()[:, 0], torch.tensor([len(scores) - 1])])
     hits = found[last].double()
@@ -287,64 +294,63 @@ def pxap(maps: Tensor, masks: Tensor) -> float:
     return (hits / (last + 1) * recall.diff(prepend=recall.new_zeros(1))).sum().item()
 
 
-def _at_image(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring the positive part to image resolution, the maximum 1: ``(n, H, W)``; 0 where empty or not finite."""
-    cells = torch.where(_finite(maps)[:, None, None], maps.detach().float().relu(), 0)
+def _at_image(maps: Tensor, size: Size) -> Tensor:
+    """Bring the positive part to image resolution, the maximum 1: ``(n, *size)``; 0 where empty or not finite."""
+    cells = torch.where(along_cells(_finite(maps), maps), maps.detach().float().relu(), 0)
     # Scaled before as well, so that values at either end of the range of float32 survive the weights.
-    heights = F.interpolate(_to_unit_maximum(cells)[:, None], size, mode="bilinear")[:, 0]
-    return _to_unit_maximum(heights)
+    return _to_unit_maximum(upsampled(_to_unit_maximum(cells), size))
 
 
 def _to_unit_maximum(heights: Tensor) -> Tensor:
-    highest = heights.amax((1, 2), keepdim=True)
+    highest = heights.amax(cell_axes(heights), keepdim=True)
     return torch.where(highest > 0, heights / highest, 0)
 
 
-def _scores(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scale maps to [0, 1] at image resolution, ``(n, H, W)``; 0 where empty, not finite or constant."""
+def _scores(maps: Tensor, size: Size) -> Tensor:
+    """Scale maps to [0, 1] at image resolution, ``(n, *size)``; 0 where empty, not finite or constant."""
     heights = _at_image(maps, size)
-    lowest = heights.amin((1, 2), keepdim=True)
+    lowest = heights.amin(cell_axes(heights), keepdim=True)
     return torch.where(lowest < 1 - _ROUNDING, (heights - lowest) / (1 - lowest), 0)
 
 
 def _nearby(inside: Tensor, tolerance: float) -> Tensor:
-    """Which pixels lie within ``tolerance`` of one that is inside, both ``(n, H, W)`` bool."""
-    _, height, width = inside.shape
-    # The number inside left of each pixel tells of any span of a row whether it holds one.
-    counts = F.pad(inside.cumsum(2), (1, 0))
-    columns = torch.arange(width, device=inside.device)
-    near = inside.clone()
-    for down in range(min(int(tolerance), height - 1) + 1):
-        reach = math.isqrt(int(tolerance**2 - down**2))
-        left, right = (columns - reach).clamp_min(0), (columns + reach + 1).clamp_max(width)
-        spans = counts[:, :, right] > counts[:, :, left]
-        near[:, down:] |= spans[:, : height - down]
-        near[:, : height - down] |= spans[:, down:]
-    return near
+    """Which pixels lie within ``tolerance`` of one that is inside, both ``(n, *size)`` bool."""
+    far = sum(side**2 for side in inside.shape[1:])
+    # The squared distance to the next one inside, first along one axis alone: each further axis adds its own steps.
+    distances = torch.where(inside, 0, far)
+    for axis in cell_axes(inside):
+        without, side = distances.clone(), inside.shape[axis]
+        for step in range(1, min(int(tolerance), side - 1) + 1):
+            for here, there in ((0, step), (step, 0)):
+                moved = without.narrow(axis, there, side - step) + step**2
+                nearest = distances.narrow(axis, here, side - step)
+                torch.minimum(nearest, moved, out=nearest)
+    return distances <= min(int(tolerance**2), far - 1)
 
 
 def _best_overlaps(scores: np.ndarray, truth: Tensor, thresholds: int) -> Tensor:
-    """The best overlap of the segments' boxes with the true box ``(4,)`` at each threshold, ``(thresholds,)``."""
+    """The best overlap of the segments' boxes with the true box ``(2 d,)`` at each threshold, ``(thresholds,)``."""
     found, numbers = [], []
-    left, top, right, bottom = 0, 0, scores.shape[1], scores.shape[0]
+    d, starts, ends = scores.ndim, [0] * scores.ndim, list(scores.shape[::-1])
     for t in range(thresholds):
         # Segments only shrink as the threshold rises, so the rest of the image is spared.
-        boxes, _ = _segments(scores[top:bottom, left:right] > t / thresholds)
+        part = tuple(map(slice, starts[::-1], ends[::-1]))
+        boxes, _ = _segments(scores[part] > t / thresholds)
         if not len(boxes):
             break
-        boxes += torch.tensor([left, top, left, top])
-        (left, top), (right, bottom) = boxes[:, :2].amin(0).tolist(), boxes[:, 2:].amax(0).tolist()
+        boxes += torch.tensor(starts * 2)
+        starts, ends = boxes[:, :d].amin(0).tolist(), boxes[:, d:].amax(0).tolist()
         found.append(boxes)
         numbers.append(len(boxes))
     best = torch.zeros(thresholds)
     if found:
-        overlaps = iou(torch.cat(found), truth.expand(sum(numbers), 4))
+        overlaps = iou(torch.cat(found), truth.expand(sum(numbers), -1))
         best.scatter_reduce_(0, torch.arange(len(found)).repeat_interleave(torch.tensor(numbers)), overlaps, "amax")
     return best
 
 
 def _segments(above: np.ndarray) -> tuple[Tensor, Tensor]:
-    """The boxes ``(m, 4)`` and numbers of pixels ``(m,)`` of the connected segments of a bool image, reading order."""
+    """The boxes ``(m, 2 d)`` and numbers of pixels ``(m,)`` of a bool image's connected segments, reading order."""
     try:
         from scipy import ndimage
     except ImportError as error:
@@ -353,11 +359,11 @@ def _segments(above: np.ndarray) -> tuple[Tensor, Tensor]:
             'pip install "lightning-gradcam[localization]"'
         ) from error
     labels = np.zeros(above.shape, dtype=np.int32)
-    ndimage.label(above, structure=np.ones((3, 3)), output=labels)
-    slices = ndimage.find_objects(labels)
-    boxes = [[columns.start, rows.start, columns.stop, rows.stop] for rows, columns in slices]
+    ndimage.label(above, structure=np.ones((3,) * above.ndim), output=labels)
+    found = (one[::-1] for one in ndimage.find_objects(labels))
+    boxes = [[side.start for side in sides] + [side.stop for side in sides] for sides in found]
     pixels = np.bincount(labels.ravel(), minlength=1)[1:]
-    return torch.tensor(boxes, dtype=torch.int64).view(-1, 4), torch.from_numpy(pixels)
+    return torch.tensor(boxes, dtype=torch.int64).view(-1, 2 * above.ndim), torch.from_numpy(pixels)
 
 
 def _share(which: Tensor) -> float:
@@ -366,28 +372,13 @@ def _share(which: Tensor) -> float:
 
 
 def _area(boxes: Tensor) -> Tensor:
-    return (boxes[:, 2:] - boxes[:, :2]).clamp_min(0).prod(1)
+    """The area of boxes, of other than two axes their length or volume."""
+    d = boxes.shape[1] // 2
+    return (boxes[:, d:] - boxes[:, :d]).clamp_min(0).prod(1)
 
 
 def _finite(maps: Tensor) -> Tensor:
-    return maps.isfinite().all(-1).all(-1)
-
-
-def _size(masks: Tensor) -> tuple[int, int]:
-    return masks.shape[-2], masks.shape[-1]
-
-
-def _check_shapes(**arguments: tuple[Tensor, str]) -> None:
-    """Raise unless the shapes fit the letters; a letter means the same size everywhere."""
-    sizes = {"4": 4}
-    for name, (tensor, letters) in arguments.items():
-        shape = tuple(tensor.shape)
-        known = {letter: sizes[letter] for letter in letters if letter in sizes and letter != "4"}
-        if len(shape) != len(letters) or any(
-            sizes.setdefault(letter, length) != length for letter, length in zip(letters, shape, strict=True)
-        ):
-            expected = f"({', '.join(letters)})" + "".join(f", {letter} = {known[letter]}" for letter in known)
-            raise ValueError(f"`{name}` must have the shape {expected}, got {shape}; give one row for each sample")
+    return maps.isfinite().flatten(1).all(1)
 
 
 def _check_share(**arguments: float) -> None:

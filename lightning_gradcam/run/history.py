@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradcam.attribution.prediction import Prediction
+from lightning_gradcam.attribution.spatial import along_cells, cell_axes
 from lightning_gradcam.metrics import drift as measures
 from lightning_gradcam.metrics.numbers import aggregate, by_group, describe, worst_value
 from lightning_gradcam.picture.filmstrip import COLUMNS, ROWS, Frame, frame_maps
@@ -36,7 +37,7 @@ class Track:
     """What a run remembers of one layer. Its size does not grow with the number of observations.
 
     Attributes:
-        reference: ``(n, h, w)``, NaN where a sample has no reference yet.
+        reference: ``(n, *grid)``, NaN where a sample has no reference yet.
         reference_question: ``(n,)``, what the target asked of each sample then.
         previous: The maps of the observation before, or ``None``.
         previous_question: As above.
@@ -73,7 +74,7 @@ class Track:
         """How far each sample has moved; NaN where the target now asks another question of it.
 
         Args:
-            maps: ``(n, h, w)``.
+            maps: ``(n, *grid)``.
             question: ``(n,)``, what the target asks of each sample.
 
         Returns:
@@ -94,15 +95,15 @@ class Track:
 
     def add(self, maps: Tensor, question: Tensor, frame: Frame, moment: Moment, reference: str | int) -> None:
         """Remember an observation after it was measured."""
-        usable = measures.distribution(maps).isfinite().all(2).all(1)
+        usable = measures.distribution(maps).isfinite().flatten(1).all(1)
         if reference == "first":
-            new = usable & self.reference.isnan().all(2).all(1) & (moment.complete or moment.epoch > 0)
+            new = usable & self.reference.isnan().flatten(1).all(1) & (moment.complete or moment.epoch > 0)
         else:
             new = usable & (moment.epoch == reference) & moment.complete
-        self.reference = torch.where(new[:, None, None], maps, self.reference)
+        self.reference = torch.where(along_cells(new, maps), maps, self.reference)
         self.reference_question = torch.where(new, question, self.reference_question)
         self.previous, self.previous_question = maps, question
-        self.peak = torch.maximum(self.peak, torch.where(usable, maps.relu().amax((1, 2)), 0))
+        self.peak = torch.maximum(self.peak, torch.where(usable, maps.relu().amax(cell_axes(maps)), 0))
         self._thin_frames(frame)
 
     def _thin_frames(self, frame: Frame) -> None:
@@ -133,8 +134,8 @@ def _questions(target_classes: Tensor | None, n: int) -> Tensor:
 
 def _same_maps(maps: Tensor, others: Tensor) -> bool:
     """Whether each sample's maps are equal to a millionth of their largest value; not so where all are empty."""
-    largest = maps.abs().amax((1, 2))
-    return bool(((maps - others).abs().amax((1, 2)) <= 1e-6 * largest).all() and largest.any())
+    largest = maps.abs().amax(cell_axes(maps))
+    return bool(((maps - others).abs().amax(cell_axes(maps)) <= 1e-6 * largest).all() and largest.any())
 
 
 @dataclass(frozen=True)
@@ -204,11 +205,11 @@ class History:
         """Measure an observation against the run so far, and change nothing.
 
         Args:
-            maps: Signed maps ``(n, h, w)`` by the prefix of the layer's keys.
+            maps: Signed maps ``(n, *grid)`` by the prefix of the layer's keys.
             shifted: The same with the images shifted by one pixel; may be empty. Where they are the same, there is no
                 noise floor: the shift did not reach the model.
             prediction: What the model predicts, if it is a classifier.
-            regions: Masks ``(n, H, W)`` by name.
+            regions: Masks ``(n, *size)`` by name.
             groups: The name of each sample's group; may be empty.
             target_classes: ``(n,)``, the class that each map is of; ``None`` where it is always the same question.
             counted: The positions of the samples that numbers are taken over; ``None``: all.

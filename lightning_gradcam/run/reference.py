@@ -20,7 +20,7 @@ class ReferenceRun:
 
     Attributes:
         name: What that run is called, as a part of a key.
-        maps: Signed maps ``(n, h, w)`` by the prefix of our layer's keys.
+        maps: Signed maps ``(n, *grid)`` by the prefix of our layer's keys.
         target_classes: ``(n,)``, the class that each map is of, -1 where that is not told.
         classes: See :class:`~lightning_gradcam.picture.filmstrip.Frame`, of all samples.
         right: As above.
@@ -61,7 +61,7 @@ class ReferenceRun:
             )
 
     def difference(self, prefix: str, maps: Tensor, target_classes: Tensor | None) -> Tensor:
-        """One less the agreement with maps ``(n, h, w)`` of a layer, ``(n,)``; NaN where they are of another class."""
+        """One less the agreement with maps ``(n, *grid)`` of a layer, ``(n,)``; NaN where they are of another class."""
         difference = 1 - agreement(maps, self.maps[prefix])
         if target_classes is None:
             return difference
