@@ -23,7 +23,8 @@ def with_axes(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any], n
     Of five axes a ``Conv3d`` reads volumes or clips with channels before the others, and a ``Conv2d`` the frames of
     clips as rows; of three axes a ``Conv1d`` reads signals with channels first. Never does the number of channels tell
     alone. A ``Conv3d`` reads clips, and not volumes, if they are called so, or if it treats the first of the three axes
-    unlike the others and reads three channels. Where the first convolution reads neither order, one has to be said.
+    unlike the others and reads three channels. Where the first convolution reads neither order, one has to be said;
+    without any convolution channels are taken to come first.
 
     Args:
         model: A stand-in.
@@ -47,18 +48,18 @@ def with_axes(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any], n
     if images.ndim == 3:
         return _of_signals(batch, few.images, module, given)
     found = _orders(few.images, module, given)
-    if len(found) > 1 or (not found and images.shape[1] > 1):
-        what = "there is no convolution" if given is None else f"the first convolution reads {tuple(given.shape)}"
+    if len(found) > 1 or (not found and given is not None and images.shape[1] > 1):
         raise AskError(
             f"the images {tuple(images.shape)} may be (n, c, t, H, W), (n, t, c, H, W) or volumes (n, c, D, H, W), and "
-            f"the model does not tell: {what}; give `time_axis=1` for (n, t, c, H, W), else `time_axis=2`, with which "
-            "a volume is shown slice by slice"
+            f"the model does not tell: its first convolution reads {tuple(given.shape)}; give `time_axis=1` for "
+            "(n, t, c, H, W), else `time_axis=2`, with which a volume is shown slice by slice"
         )
     time_axis = found[0] if found else None
     if time_axis is None and (name in CLIPS or _reads_clips(module, images)):
         time_axis = 2
     if time_axis is None:
-        return batch, "takes the images for volumes (n, c, D, H, W); `Batch(time_axis=2)` says that they are clips"
+        others = "`Batch(time_axis=2)` says that they are clips (n, c, t, H, W), 1 that they are (n, t, c, H, W)"
+        return batch, f"takes the images for volumes (n, c, D, H, W); {others}"
     order = "(n, t, c, H, W)" if time_axis == 1 else "(n, c, t, H, W)"
     return replace(batch, time_axis=time_axis), f"takes the images for clips {order}, by what the model reads first"
 
