@@ -44,7 +44,8 @@ def with_axes(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any], n
     few = few_of(batch)
     with _reading(model) as read, torch.no_grad():
         forward(few)
-    module, given = read if read else (None, None)
+    module: nn.Module | None = read[0] if read else None
+    given: Any = read[1] if read else None
     if images.ndim == 3:
         return _of_signals(batch, few.images, module, given)
     found = _orders(few.images, module, given)

@@ -144,9 +144,9 @@ def test_recurrent_layers_run_without_cudnn_and_leave_it_on():
     seen = []
 
     class Sees(nn.LSTM):
-        def forward(self, *args):
+        def forward(self, *args, **kwargs):
             seen.append(torch.backends.cudnn.enabled)
-            return super().forward(*args)
+            return super().forward(*args, **kwargs)
 
     model = CNNAndLSTM().eval()
     model.lstm = Sees(6, 5, batch_first=True)
