@@ -136,7 +136,7 @@ def test_frames_that_are_looked_at_one_by_one_give_no_map_of_the_last_alone():
             features = [self.cnn(clips[:, frame]).relu().mean((2, 3)) for frame in range(clips.shape[1])]
             return self.head(self.lstm(torch.stack(features, 1))[0][:, -1])
 
-    with pytest.raises(NoMapError):
+    with pytest.raises(NoMapError, match="runs its network for images once for each frame of a clip"):
         gradcam(OneByOne().eval(), torch.rand(2, 4, 3, 16, 12))
 
 
