@@ -46,7 +46,8 @@ def with_axes(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any], n
     few = few_of(batch)
     with _reading(model) as calls, torch.no_grad():
         forward(few)
-    module, given = calls[0] if calls else (None, None)
+    first: tuple[Any, Any] = calls[0] if calls else (None, None)
+    module, given = first
     if images.ndim == 3:
         return _of_signals(batch, few.images, module, given)
     if isinstance(module, nn.Conv2d) and len(given) == len(few.images) and sum(one is module for one, _ in calls) > 1:
