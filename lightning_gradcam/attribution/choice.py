@@ -213,16 +213,20 @@ def _note_few_cells(
     best: _ModuleCall, through: Sequence[_ModuleCall], root: Tensor, time: int | None
 ) -> tuple[str, ...]:
     """A sentence where a layer has few cells, with the layer before it that has more."""
-    few = fewest_cells(best.grid, time)
-    if few >= FEW_CELLS:
+    few, frames = fewest_cells(best.grid, time), None if time is None else best.grid[time]
+    if few >= FEW_CELLS and frames != 1:
         return ()
+
+    def is_finer(call: _ModuleCall) -> bool:
+        return fewest_cells(call.grid, time) > few if few < FEW_CELLS else call.grid[time or 0] > 1
+
     before = through[: through.index(best)] if best in through else through
-    finer = (call for call in reversed(before) if fewest_cells(call.grid, time) > few and _is_alive(call, root))
-    other = next(finer, None)
+    other = next((call for call in reversed(before) if is_finer(call) and _is_alive(call, root)), None)
     advice = (
         "" if other is None else f"; `{other.name}` before it has {in_words(other.grid)}, give it as `target_layer`"
     )
-    return (f"the {in_words(best.grid)} cells of `{best.name}` tell little about places{advice}",)
+    what = "little about places" if few < FEW_CELLS else "nothing of when"
+    return (f"the {in_words(best.grid)} cells of `{best.name}` tell {what}{advice}",)
 
 
 def _why_none(model: nn.Module, calls: Sequence[_ModuleCall], candidates: Sequence[_ModuleCall], root: Tensor) -> str:

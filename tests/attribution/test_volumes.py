@@ -151,6 +151,16 @@ def test_tokens_of_signals_are_told_from_channels():
     torch.testing.assert_close(gradcam(model, signals, "encoder.layers.0.norm2", 1), found)
 
 
+def test_a_layer_with_one_cell_in_time_is_told_of():
+    torch.manual_seed(0)
+    clips = nn.Sequential(
+        *(nn.Conv3d(3, 4, (1, 3, 3), padding=(0, 1, 1)), nn.ReLU(), nn.Conv3d(4, 5, (6, 1, 1)), nn.ReLU()),
+        *(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(5, 2)),
+    ).eval()
+    with pytest.warns(UserWarning, match="1 x 8 x 8 cells of `3` tell nothing of when; `1` before it has 6 x 8 x 8"):
+        assert gradcam(clips, torch.rand(2, 3, 6, 8, 8)).shape == (2, 1, 8, 8)
+
+
 def test_maps_on_clips_are_linear_in_time_too():
     maps = torch.zeros(1, 2, 1, 1)
     maps[0, 1] = 1
