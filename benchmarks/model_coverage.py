@@ -419,8 +419,8 @@ def summary_of_other_axes(rows: list[dict[str, Any]]) -> str:
         "## Clips, volumes and signals",
         "",
         "With random weights and two random samples a model. The map at the chosen layer is compared with captum's, or",
-        "where captum cannot read the layer, with the formula. `time_axis` is asked for where the first convolution reads",
-        "another order.",
+        "where captum cannot read the layer, with the formula. `time_axis` is asked for where the first convolution",
+        "reads another order.",
         "",
         "| model | images | layer | grid | alive | not empty | equal to "
         "| `time_axis` | choosing, in forwards | few cells |",
