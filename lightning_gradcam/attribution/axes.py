@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradcam.attribution.batch import Batch, few_of
+from lightning_gradcam.attribution.layout import NoMapError
 from lightning_gradcam.attribution.reading import AskError
 
 CLIPS = ("video", "videos", "clip", "clips", "frames", "pixel_values_videos")  # names of what a loader hands out
@@ -37,16 +38,23 @@ def with_axes(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any], n
 
     Raises:
         AskError: If the first convolution does not tell. The message asks for ``time_axis``.
+        NoMapError: If frames are run one by one.
     """
     images = batch.images
     if images.ndim == 4 or batch.time_axis is not None:
         return batch, ""
     few = few_of(batch)
-    with _reading(model) as read, torch.no_grad():
+    with _reading(model) as calls, torch.no_grad():
         forward(few)
-    module, given = read if read else (None, None)
+    first: tuple[Any, Any] = calls[0] if calls else (None, None)
+    module, given = first
     if images.ndim == 3:
         return _of_signals(batch, few.images, module, given)
+    if isinstance(module, nn.Conv2d) and len(given) == len(few.images) and sum(one is module for one, _ in calls) > 1:
+        raise NoMapError(
+            "the model runs its network for images once for each frame of a clip, so that no layer hands out a map of "
+            "the whole; hand it the frames as rows, (n * t, c, H, W)"
+        )
     found = _orders(few.images, module, given)
     if len(found) > 1 or (not found and given is not None and images.shape[1] > 1):
         raise AskError(
@@ -65,13 +73,13 @@ def with_axes(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any], n
 
 
 @contextmanager
-def _reading(model: nn.Module) -> Iterator[list[Any]]:
-    """The first module with a kernel that is called, and the tensor that it gets; empty where there is none."""
-    found: list[Any] = []
+def _reading(model: nn.Module) -> Iterator[list[tuple[Any, Any]]]:
+    """The modules with a kernel as they are called, and of the first the tensor that it gets."""
+    found: list[tuple[Any, Any]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not found and args and isinstance(args[0], Tensor):
-            found.extend([module, args[0].detach()])
+        if args and isinstance(args[0], Tensor):
+            found.append((module, None if found else args[0].detach()))
 
     handles = [
         module.register_forward_pre_hook(note) for module in model.modules() if isinstance(module, _CONVOLUTIONS)

@@ -185,7 +185,10 @@ class Batch:
 
 def _spacing_of(images: Any) -> Sequence[float] | None:
     """The voxel spacing of images that carry it, where it is the same for all, to a thousandth."""
-    found = images.pixdim if isinstance(images.pixdim, (list, tuple)) else [images.pixdim]
+    known = getattr(images, "pixdim", None)
+    found = known if isinstance(known, (list, tuple)) else [known]
+    if known is None or not len(found):
+        return None
     each = torch.stack([torch.as_tensor(one, dtype=torch.float64, device="cpu").flatten() for one in found])
     fits = each.shape[1] == images.ndim - 2 and bool((each > 0).all() and each.isfinite().all())
     return each[0].tolist() if fits and torch.allclose(each, each[:1], 1e-3, 0) else None

@@ -14,6 +14,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
+from torch.nn.modules import padding
 
 from lightning_gradcam.attribution.batch import Batch, few_of
 from lightning_gradcam.attribution.grids import numbered, readings, settled
@@ -22,13 +23,15 @@ from lightning_gradcam.attribution.layout import Grid, Layout, NoMapError, Token
 from lightning_gradcam.attribution.spatial import in_words
 from lightning_gradcam.attribution.targets import Target, score
 
-_ADAPTIVE_POOLS = (
+# What hands out a grid on which nothing is looked at: of other cells than the features have, or with a frame of none.
+_OTHER_GRIDS = (
     nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveAvgPool3d,
     nn.AdaptiveMaxPool1d,
     nn.AdaptiveMaxPool2d,
     nn.AdaptiveMaxPool3d,
+    *(getattr(padding, name) for name in padding.__all__),
 )
 FEW_CELLS = 4  # cells a side; fewer tell little about places
 # Nodes of the autograd graph that hand on the same values in another order or shape.
@@ -145,10 +148,12 @@ def choose_layer(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any]
             ) from error
         inputs: list[Tensor] = []
         apply_to_collection(batch.inputs, Tensor, inputs.append)
-        crossed = _nodes_on_every_path(root.grad_fn, leaves) or _nodes_on_every_path(root.grad_fn, inputs)
+        crossed = _nodes_on_every_path(root.grad_fn, leaves)
+        if not crossed:
+            leaves, crossed = inputs, _nodes_on_every_path(root.grad_fn, inputs)
         root = _before_a_silent_head(root, heads)
         through = [call for call in candidates if call.source[0] in crossed]
-        best, reason = _select(candidates, through, root)
+        best, reason = _select(candidates, through, root, leaves)
         if best is None:
             problem = _why_none(model, calls, candidates, root)
             advice = 'name one by `target_layer="..."`'
@@ -176,15 +181,19 @@ def _before_a_silent_head(root: Tensor, heads: Mapping[int, Sequence[Tensor]]) -
 
 
 def _select(
-    candidates: Sequence[_ModuleCall], through: Sequence[_ModuleCall], root: Tensor
+    candidates: Sequence[_ModuleCall], through: Sequence[_ModuleCall], root: Tensor, leaves: Sequence[Tensor]
 ) -> tuple[_ModuleCall | None, str]:
-    """Of the candidates, of which all paths cross those in ``through``, the best, and why it is."""
+    """Of the candidates, of which all paths from the leaves cross those in ``through``, the best, and why it is."""
     best = next((call for call in reversed(through) if _is_alive(call, root)), None)
     after = candidates if best is None else candidates[candidates.index(best) + 1 :]
     alike = [call for call in after if best is not None and call.shape == best.shape]
     if any(call in through and isinstance(call.layout, Tokens) for call in alike):  # no patch is alive there
-        reader = next((call for call in alike if _is_alive(call, root)), None)
-        if reader is not None:
+        last = next((call for call in reversed(alike) if _is_alive(call, root)), None)
+        if last is not None:
+            # Where blocks are no modules, all of them come after the best, and the last counts. What is alive last may
+            # be the values of its attention; then the norm is taken behind which they, the keys and queries lie.
+            read = _nodes_on_every_path(last.source[0], leaves)
+            reader = next(call for call in alike if call.source[0] in read and _is_alive(call, root))
             return reader, "through which the class token reads the patches for the last time"
     else:
         smaller = [call for call in after if best is None or call.cells < best.cells]
@@ -327,7 +336,7 @@ def _candidates(calls: Sequence[_ModuleCall], times: Mapping[int, int]) -> list[
         maker = same[0].module
         outer = [call for call in same if call.cells and any(part is maker for part in call.module.modules())]
         once = [call for call in outer if times[id(call.module)] == 1]
-        if node is not None and outer and not isinstance(maker, _ADAPTIVE_POOLS):
+        if node is not None and outer and not isinstance(maker, _OTHER_GRIDS):
             found.append((once or outer)[-1])
     return found
 

@@ -7,8 +7,9 @@ model, the images and the random state as they were, compute where the images ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 from lightning_gradcam.attribution.batch import Batch
 from lightning_gradcam.attribution.functional import default_forward
 from lightning_gradcam.attribution.question import predict, reading_logits
+from lightning_gradcam.attribution.spatial import upsampled
 from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import Target, as_target, label, logits, score
+from lightning_gradcam.metrics.replacement import Baseline, baseline_images, check_number, patch_windows
+from lightning_gradcam.metrics.shapes import check_same_shape, grid_letters
 
-Baseline = float | Sequence[float] | Tensor | Callable[[Tensor], Tensor]
 Forward = Callable[[nn.Module, Batch], Any]
 
 
@@ -38,13 +41,15 @@ def occlusion(
     """How much the score falls when a square patch of the image is replaced, at each position of the patch.
 
     The patch moves by ``stride`` from the upper left corner on. The last one of a row or column is moved back to end
-    at the border: every patch has the same size, and together they cover the image.
+    at the border: every patch has the same size, and together they cover the image. Of a volume or clip it is a cube,
+    of a signal a span; of a shorter axis than the patch, such as a few frames, it takes all.
 
     Args:
         model: The model.
         batch: The samples, as the model expects them, on its device.
         target: As for :func:`~lightning_gradcam.gradcam`.
-        patch: The side of the patch in pixels; ``None``: an eighth of the image's shorter side, rounded up.
+        patch: The side of the patch in pixels; ``None``: an eighth of the image's shorter side, rounded up; of
+            three axes of the second longest.
         stride: The step in pixels, at most ``patch``; ``None``: ``patch``.
         baseline: What replaces the pixels, in the unit of the images: a number, one per channel, or a function
             ``images -> images``, such as a blur. 0 is the mean colour of images that were normalised by their mean.
@@ -52,8 +57,8 @@ def occlusion(
         at_once: How many samples to run at a time, to save memory; ``None``: all.
 
     Returns:
-        ``(n, rows, columns)``: the score of the untouched image less that of the changed one, in the score's unit;
-        positive where the patch held evidence for the target. An image of H pixels has
+        ``(n, rows, columns)``, or another number of axes: the score of the untouched image less that of the changed
+        one, in the score's unit; positive where the patch held evidence for the target. An image of H pixels has
         ``ceil((H - patch) / stride) + 1`` rows.
 
     Raises:
@@ -61,20 +66,19 @@ def occlusion(
         TypeError: If an argument is of another type.
 
     Cost: one forward of the batch for each position and one for the untouched images, by default 65 or fewer for
-    square images; one more for ``"predicted"``.
+    square images and 513 for cubes; one more for ``"predicted"``.
 
     Source: Zeiler and Fergus 2014, arXiv 1311.2901, who look at the probability; this is the score that maps explain.
     """
     check_batch(batch, at_once)
-    rows, columns = (side.to(batch.images.device) for side in _patch_windows(batch, patch, stride))
-    nothing = torch.zeros_like(rows[0][:, None] & columns[0])
+    windows = [side.to(batch.images.device) for side in patch_windows(batch, patch, stride)]
 
     def masks() -> Iterator[Tensor]:
-        yield nothing
-        yield from (row[:, None] & column for row in rows for column in columns)
+        yield torch.zeros(1, *batch.size, dtype=torch.bool, device=batch.images.device)
+        yield from (torch.stack(torch.meshgrid(*sides, indexing="ij")).all(0)[None] for sides in product(*windows))
 
     untouched, *changed = _scores_under_masks(model, batch, masks, target, baseline, forward_fn, at_once)
-    return (untouched - torch.stack(changed)).T.reshape(-1, len(rows), len(columns))
+    return (untouched - torch.stack(changed)).T.reshape(-1, *map(len, windows))
 
 
 def occlusion_correlation(
@@ -88,7 +92,7 @@ def occlusion_correlation(
     forward_fn: Forward = default_forward,
     at_once: int | None = None,
 ) -> Tensor:
-    """The rank correlation of each map ``(n, h, w)`` with the fall of the score under :func:`occlusion`.
+    """The rank correlation of each map ``(n, *grid)`` with the fall of the score under :func:`occlusion`.
 
     This is how the Grad-CAM paper measures faithfulness (Selvaraju et al. 2017, arXiv 1610.02391): a faithful map is
     high where the model misses the pixels most. A patch takes away all that lies under it, so the map is averaged over
@@ -103,7 +107,7 @@ def occlusion_correlation(
         constant or not finite.
 
     Raises:
-        ValueError: See :func:`occlusion`; also if the maps are not ``(n, h, w)``.
+        ValueError: See :func:`occlusion`; also if the maps are not ``(n, *grid)``.
         TypeError: If an argument is of another type.
 
     Cost: as :func:`occlusion`.
@@ -115,13 +119,16 @@ def occlusion_correlation(
 
 
 def at_patches(maps: Tensor, batch: Batch, patch: int | None = None, stride: int | None = None) -> Tensor:
-    """The mean of each map ``(n, h, w)`` over each patch of :func:`occlusion`, ``(n, rows, columns)``.
+    """The mean of each map ``(n, *grid)`` over each patch of :func:`occlusion`, ``(n, rows, columns)`` or likewise.
 
     The map is first brought to the image's size as the pictures show it, bilinear.
     """
     _check_maps(maps, batch)
-    rows, columns = (side.float() / side[0].sum() for side in _patch_windows(batch, patch, stride))
-    return rows @ _upsampled(maps, batch) @ columns.T
+    *others, last = (side.float() / side[0].sum() for side in patch_windows(batch, patch, stride))
+    means = _at_image(maps, batch)
+    for axis, side in enumerate(others, 1):
+        means = (side @ means.movedim(axis, -2)).movedim(-2, axis)
+    return means @ last.T
 
 
 def deletion(
@@ -147,7 +154,7 @@ def deletion(
     Args:
         model: The model.
         batch: The samples, as the model expects them, on its device.
-        maps: Signed maps ``(n, h, w)`` of these samples for this target, at any resolution.
+        maps: Signed maps ``(n, *grid)`` of these samples for this target, at any resolution.
         target: As for :func:`~lightning_gradcam.gradcam`.
         steps: In how many equal steps to remove all pixels, at least 1.
         baseline: What replaces the pixels, see :func:`occlusion`.
@@ -202,7 +209,7 @@ def insertion(
 
 
 def spearman(maps: Tensor, others: Tensor) -> Tensor:
-    """The rank correlation of two maps of each sample, both ``(n, h, w)``; equal values share the mean of their ranks.
+    """The rank correlation of two maps of each sample, both ``(n, *grid)``; equal values share the mean of their ranks.
 
     Returns:
         ``(n,)`` in [-1, 1]: 1 where the order of the cells is the same, -1 where it is reversed. NaN where either map
@@ -211,14 +218,12 @@ def spearman(maps: Tensor, others: Tensor) -> Tensor:
     Raises:
         ValueError: If the shapes differ.
     """
-    if maps.shape != others.shape:
-        shapes = f"{tuple(maps.shape)} and {tuple(others.shape)}"
-        raise ValueError(f"`maps` and `others` must have the same shape, got {shapes}; bring both to one grid")
+    check_same_shape(maps, others)
     return F.cosine_similarity(_ranks(maps), _ranks(others), dim=1).float().clamp(-1, 1)
 
 
 def _ranks(maps: Tensor) -> Tensor:
-    """The rank of each cell less the mean rank, ``(n, h * w)`` float64; NaN where a map has none."""
+    """The rank of each cell less the mean rank, ``(n, cells)`` float64; NaN where a map has none."""
     cells = maps.detach().cpu().flatten(1).contiguous()
     ordered = cells.sort(1).values
     less, not_more = (torch.searchsorted(ordered, cells, right=right) for right in (False, True))
@@ -227,7 +232,7 @@ def _ranks(maps: Tensor) -> Tensor:
 
 
 def _varies(maps: Tensor) -> Tensor:
-    """Whether each map ``(n, h, w)`` is finite and not constant, ``(n,)`` bool."""
+    """Whether each map ``(n, *grid)`` is finite and not constant, ``(n,)`` bool."""
     cells = maps.detach().cpu().flatten(1)
     return cells.isfinite().all(1) & (cells != cells[:, :1]).any(1)
 
@@ -237,26 +242,21 @@ def check_batch(batch: Batch, at_once: int | None) -> None:
     if not isinstance(batch, Batch):
         raise TypeError(f"`batch` must be a `Batch`, got {type(batch).__name__}; write `Batch(images, labels)`")
     if at_once is not None:
-        _check_number("at_once", at_once, 1)
+        check_number("at_once", at_once, 1)
 
 
 def _check_maps(maps: Tensor, batch: Batch) -> None:
-    n = len(batch.images)
+    n, d = len(batch.images), len(batch.size)
     got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-    if not isinstance(maps, Tensor) or maps.ndim != 3 or len(maps) != n or not maps.numel():
-        raise ValueError(f"`maps` must be a tensor ({n}, h, w), one map for each sample, got {got}")
+    if not isinstance(maps, Tensor) or maps.ndim != 1 + d or len(maps) != n or not maps.numel():
+        shape = ", ".join([str(n), *grid_letters(d)])
+        raise ValueError(f"`maps` must be a tensor ({shape}), one map for each sample, got {got}")
 
 
 def check_single(k: int) -> None:
     """Refuse a target with several scores a sample; raise a ``ValueError``."""
     if k != 1:
         raise ValueError(f"`target` must give one score a sample here, got {k}; ask for one class at a time")
-
-
-def _check_number(name: str, value: Any, least: int, most: int | None = None) -> None:
-    if type(value) is not int or value < least or (most is not None and value > most):
-        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"`{name}` must be a whole number, {bounds}, got {value!r}")
 
 
 def forward_on_copies(model: nn.Module, forward_fn: Forward) -> Callable[[Batch], Any]:
@@ -308,8 +308,8 @@ def _scores_under_masks(
 ) -> Tensor:
     """The scores ``(k, n)`` of the images under each of ``k`` masks, which say where the baseline replaces them.
 
-    A mask is bool and ``(H, W)`` or ``(n, 1, H, W)``. With ``probability`` the scores are probabilities, but for a
-    function as target.
+    A mask is bool and ``(n, *size)``, or one for all ``(1, *size)``. With ``probability`` the scores are
+    probabilities, but for a function as target.
     """
     own = as_target(target)
     stand_in = StandIn(model)
@@ -317,58 +317,22 @@ def _scores_under_masks(
     def look(model: nn.Module) -> Tensor:
         ask, run = stand_in.of(own), forward_on_copies(model, stand_in.of(forward_fn))
         run, sigmoid = reading_logits(run, ask, batch)
-        asked, blank = batch, _baseline_images(batch.images, baseline)
+        asked, blank = batch, baseline_images(batch, baseline)
         if target == "predicted":
             asked, ask = fix_predicted_classes(batch, run, at_once)
         if probability and not callable(target):
             ask = _probability(ask, sigmoid)
-        changed = (replace(asked, images=torch.where(mask, blank, batch.images)) for mask in masks())
+        spread = (mask.unsqueeze(batch.channel_axis) for mask in masks())
+        changed = (replace(asked, images=torch.where(mask, blank, batch.images)) for mask in spread)
         return torch.stack([_scores_of(one, ask, run, at_once).float() for one in changed]).cpu()
 
     with torch.no_grad():
         return stand_in.look(look)
 
 
-def _baseline_images(images: Tensor, baseline: Baseline) -> Tensor:
-    """What replaces pixels, in a shape that goes with images ``(n, c, H, W)``."""
-    if callable(baseline):
-        blank = baseline(images.clone())
-        if not isinstance(blank, Tensor) or blank.shape != images.shape:
-            got = tuple(blank.shape) if isinstance(blank, Tensor) else type(blank).__name__
-            raise ValueError(f"`baseline` must give images {tuple(images.shape)}, got {got}")
-        return blank.to(images)
-    c = images.shape[1]
-    try:
-        blank = torch.as_tensor(baseline, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError):  # what cannot be read at all is refused below
-        blank = torch.empty(0)
-    if blank.ndim > 1 or blank.numel() not in (1, c) or not blank.isfinite().all():
-        raise ValueError(
-            f"`baseline` must be a number, one per channel, that is {c}, or a function `images -> images`, "
-            f"got {baseline!r}"
-        )
-    return blank.reshape(1, -1, 1, 1).to(images.dtype).to(images.device)
-
-
-def _patch_windows(batch: Batch, patch: int | None, stride: int | None) -> tuple[Tensor, Tensor]:
-    """Which pixels of a side a patch covers at each position, ``(rows, H)`` and ``(columns, W)``, bool."""
-    sides = batch.images.shape[2:]
-    patch = -(-min(sides) // 8) if patch is None else patch
-    _check_number("patch", patch, 1, min(sides))
-    stride = patch if stride is None else stride
-    _check_number("stride", stride, 1, patch)
-
-    def windows(side: int) -> Tensor:
-        starts = torch.tensor([*range(0, side - patch, stride), side - patch], device="cpu")[:, None]
-        pixels = torch.arange(side, device="cpu")
-        return (pixels >= starts) & (pixels < starts + patch)
-
-    return windows(sides[0]), windows(sides[1])
-
-
-def _upsampled(maps: Tensor, batch: Batch) -> Tensor:
-    """Maps ``(n, h, w)`` at the size of the images, ``(n, H, W)`` float32 on the CPU."""
-    return F.interpolate(maps.detach().float().cpu()[:, None], batch.images.shape[2:], mode="bilinear")[:, 0]
+def _at_image(maps: Tensor, batch: Batch) -> Tensor:
+    """Maps ``(n, *grid)`` at the size of the images, ``(n, *size)`` float32 on the CPU."""
+    return upsampled(maps.detach().float().cpu(), batch.size)
 
 
 def _area_under_curve(
@@ -385,10 +349,10 @@ def _area_under_curve(
     """See :func:`deletion` and :func:`insertion`."""
     check_batch(batch, at_once)
     _check_maps(maps, batch)
-    _check_number("steps", steps, 1)
-    pixels = _upsampled(maps, batch)
+    check_number("steps", steps, 1)
+    pixels = _at_image(maps, batch)
     order = pixels.flatten(1).argsort(dim=1, descending=True, stable=True)
-    place = order.argsort(1).reshape(pixels[:, None].shape).to(batch.images.device)
+    place = order.argsort(1).reshape(pixels.shape).to(batch.images.device)
     numbers = [round(step * pixels[0].numel() / steps) for step in range(steps + 1)]
 
     def masks() -> Iterator[Tensor]:

@@ -61,7 +61,7 @@ def randomization(
         grid: How the layer's output lies on the image.
         forward_fn: ``(model, batch) -> output``; by default ``model(batch.images)``.
         at_once: How many samples to run at a time, to save memory; ``None``: all.
-        compare: ``(maps, first maps) -> values (n,)``, of signed maps ``(n, h, w)``; ``None``: :func:`spearman`.
+        compare: ``(maps, first maps) -> values (n,)``, of signed maps ``(n, *grid)``; ``None``: :func:`spearman`.
             :func:`~lightning_gradcam.metrics.drift.similarity` looks at the positive evidence alone.
         seed: Of the random weights; the same one gives the same values.
 

@@ -136,7 +136,7 @@ def test_frames_that_are_looked_at_one_by_one_give_no_map_of_the_last_alone():
             features = [self.cnn(clips[:, frame]).relu().mean((2, 3)) for frame in range(clips.shape[1])]
             return self.head(self.lstm(torch.stack(features, 1))[0][:, -1])
 
-    with pytest.raises(NoMapError):
+    with pytest.raises(NoMapError, match="runs its network for images once for each frame of a clip"):
         gradcam(OneByOne().eval(), torch.rand(2, 4, 3, 16, 12))
 
 
@@ -144,9 +144,9 @@ def test_recurrent_layers_run_without_cudnn_and_leave_it_on():
     seen = []
 
     class Sees(nn.LSTM):
-        def forward(self, *args):
+        def forward(self, *args, **kwargs):
             seen.append(torch.backends.cudnn.enabled)
-            return super().forward(*args)
+            return super().forward(*args, **kwargs)
 
     model = CNNAndLSTM().eval()
     model.lstm = Sees(6, 5, batch_first=True)

@@ -259,6 +259,15 @@ def test_few_cells_and_the_layer_before_that_has_more():
     assert gradcam(stem, torch.rand(2, 3, 16, 20)).shape == (2, 4, 5)
 
 
+def test_a_frame_of_padding_is_no_finer_grid():
+    def run(net, images):
+        return net.head(net.last(net.pad(net.coarse(net.stem(images)))).mean((2, 3)))
+
+    model = Net(run, coarse=nn.Conv2d(4, 4, 3), pad=nn.ZeroPad2d(1), last=nn.Conv2d(4, 4, 3))
+    with pytest.warns(UserWarning, match="the 3 x 3 cells of `last` tell little about places; `stem` before it has"):
+        gradcam(model, torch.rand(2, 3, 20, 20))
+
+
 def test_parallel_branches():
     def run(net, images):
         coarse = net.coarse(F.avg_pool2d(images, 2))
@@ -359,6 +368,28 @@ def test_a_transformer_with_the_sequence_first():
 
     name, layout, _ = choose(Sequence(), torch.rand(2, 3, 32, 48))
     assert (name, layout) == ("blocks.1.norm1", Tokens((4, 6), 1))
+
+
+def test_a_transformer_whose_blocks_are_no_modules():
+    class Sums(Patches):  # skip connections are added outside the modules, as in vit-pytorch
+        def __init__(self):
+            super().__init__()
+            self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(3))
+            self.values = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+            self.dropout, self.last = nn.Dropout(0.1), nn.LayerNorm(16)
+
+        def forward(self, images):
+            patches = F.unfold(images, 8, stride=8).mT
+            tokens = torch.cat([self.class_token.expand(len(images), 1, 16), self.embed(patches)], 1)
+            tokens = self.dropout(tokens)
+            for norm, values in zip(self.norms, self.values, strict=True):
+                normed = norm(tokens)
+                tokens = tokens + (normed @ normed.mT).softmax(2) @ values(normed)
+            return self.head(self.last(tokens)[:, 0])
+
+    name, layout, reason = choose(Sums(), torch.rand(2, 3, 32, 48))
+    assert (name, layout) == ("norms.2", Tokens((4, 6)))
+    assert reason == "4 x 6 cells, through which the class token reads the patches for the last time"
 
 
 @pytest.mark.parametrize("empty", [[0], [0, 1]])

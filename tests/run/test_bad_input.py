@@ -39,7 +39,7 @@ class NoForward(pl.LightningModule):
         ({"target": "class"}, ValueError, "`target` must be one of"),
         ({"method": "camera"}, ValueError, "`method` must be one of"),
         ({"grid": (4, 4)}, ValueError, "`grid` says how the output of a named layer lies; give `target_layer` as well"),
-        ({"target_layer": "net.4", "grid": 4}, ValueError, r"`grid` must be \(h, w\) in cells or a function"),
+        ({"target_layer": "net.4", "grid": 4}, ValueError, r"`grid` must be \(h, w\) in cells, .* or a function"),
         ({"target_layer": 4}, TypeError, "`target_layer` must be a name, a module or a sequence of these, got 4"),
     ],
 )

@@ -33,7 +33,7 @@ class Permutes(TinyModule):
 )
 def test_the_axis_of_the_channels(shape, last, size):
     batch = Batch(torch.rand(shape), regions={"object": torch.ones(2, *size)})
-    assert (batch.channels_last, batch.size) == (last, size)
+    assert (batch.channel_axis == 3, batch.size) == (last, size)
     assert batch.pictures.shape == (2, shape[3] if last else shape[1], *size)
     assert batch.images.shape == shape
 

@@ -204,3 +204,43 @@ def test_numbers_of_groups_by_hand():
     assert reading.numbers["cam/prediction_flips/ours"] == 0
     assert reading.numbers["cam/prediction_flips/theirs"] == 1
     assert history.monitored["cam/lift_left/ours"] == 0.5 / LEFT.mean()
+
+
+@pytest.mark.parametrize("size", [(6,), (2, 3, 2)], ids=["signal", "volume"])
+def test_maps_of_other_axes_by_hand(size):
+    one, other = torch.zeros(2, math.prod(size))
+    one[0] = one[-1] = 2
+    other[0], nothing = 8, -torch.ones(size)
+    one, other = one.reshape(size), other.reshape(size)
+    history = new()
+    numbers, _ = observe(history, [one, nothing], Moment(0, True), shifted=[other, nothing])
+    assert numbers["drift_floor"] == 0.5
+    assert numbers["empty_fraction"] == 0.5
+    numbers, reading = observe(history, [other, one], Moment(1, True), shifted=[other, one])
+    assert reading.drift["cam"].tolist() == [0.5, pytest.approx(math.nan, nan_ok=True)]
+    assert "drift_floor" not in numbers
+    # The centre was in the middle and is at an end of the diagonal of the first and the last cell.
+    half = sum((side - 1) ** 2 for side in size) ** 0.5 / 2
+    assert numbers["centroid_shift"] == pytest.approx(half / sum(side**2 for side in size) ** 0.5)
+    track = history.tracks["cam"]
+    assert torch.equal(track.reference, torch.stack([one, one]))  # each sample's first map that is not empty
+    assert track.peak.tolist() == [8, 2]
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_a_run_on_slices_measures_what_one_on_images_does(place):
+    maps = torch.randn(4, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+    maps[0, 1] = -1
+    masks = (torch.rand(3, 10, 12, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    flat, thin = new(), new()
+    for epoch, one in enumerate(maps):
+        numbers = []
+        for history, now, region in ((flat, one, masks), (thin, one.unsqueeze(place), masks.unsqueeze(place))):
+            reading = history.measure({"cam": now}, {"cam": now.roll(1, -1)}, prediction(0, 1, 2), {"dog": region})
+            history.add(reading, {"cam": now}, prediction(0, 1, 2), Moment(epoch, True))
+            numbers.append(reading.numbers)
+        scale = ((5**2 + 6**2) / (1 + 5**2 + 6**2)) ** 0.5  # of the diagonal
+        numbers[0]["cam/centroid_shift"] *= scale
+        if place == 3:  # the shift is along another axis
+            del numbers[0]["cam/drift_floor"]
+        assert numbers[1] == pytest.approx(numbers[0], rel=1e-5, abs=1e-6, nan_ok=True)
