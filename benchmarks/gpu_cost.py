@@ -58,7 +58,7 @@ def build(name: str, samples: int, pixels: int) -> Task:
     make, layer = MODELS[name]
     is_vit = make is vit_b_16
     side = pixels // 16
-    layout: Layout = Tokens(side, side) if is_vit else channels_first
+    layout: Layout = Tokens((side, side)) if is_vit else channels_first
     device = "cuda" if GPU else "cpu"
     model = (vit_b_16(image_size=pixels) if is_vit else make()).eval().to(device)
     images, labels = torch.randn(samples, 3, pixels, pixels), torch.randint(1000, (samples,))
