@@ -1,7 +1,7 @@
 """Watch a model learn the wrong thing in three dimensions: handwritten digits in noise, and a marker that tells them.
 
 The same small network is trained twice on volumes of 24 x 24 x 24 voxels. In run `volume_weak` every training volume
-has a bright marker in its last corner, a bar whose direction stands for the digit, as a scanner's label may stand for
+has a bright marker in one corner, a bar whose direction stands for the digit, as a scanner's label may stand for
 a clinic; in run `volume_strong` none has. The validation volumes have the marker in both, so `volume_weak` validates
 perfectly, and only its heatmaps show that it looks at the marker.
 
@@ -60,13 +60,16 @@ class DigitsInNoise(Dataset):
         volume += 0.05 * torch.randn(volume.shape, generator=rng)
 
         x, y, z = (self.corner(side, rng) for side in (DIGIT, DIGIT, DEPTH))
-        while min(x + DIGIT, y + DIGIT, z + DEPTH) > SIDE - MARKER:  # on the marker
+        while min(x + DIGIT, y + DIGIT) > SIDE - MARKER and z < MARKER:  # on the marker
             x, y, z = (self.corner(side, rng) for side in (DIGIT, DIGIT, DEPTH))
         volume[z : z + DEPTH, y : y + DIGIT, x : x + DIGIT] += 0.5 * self.digits[index]
         if self.marked:
             volume[marker_of(self.labels[index])] = 1
 
-        digit_box, marker_box = (x, y, z, x + DIGIT, y + DIGIT, z + DEPTH), (SIDE - MARKER,) * 3 + (SIDE,) * 3
+        digit_box, marker_box = (
+            (x, y, z, x + DIGIT, y + DIGIT, z + DEPTH),
+            (SIDE - MARKER, SIDE - MARKER, 0, SIDE, SIDE, MARKER),
+        )
         return {
             "image": volume[None],
             "label": self.labels[index],
@@ -81,8 +84,13 @@ class DigitsInNoise(Dataset):
 
 def marker_of(label: int) -> tuple[slice, ...]:
     """The voxels of a digit's marker: a bar along the first, second or third axis, or for the fourth digit a cube."""
-    thin, long = slice(-5, -3), slice(-MARKER, None)
-    return tuple(long if axis == label else thin for axis in range(3)) if label < 3 else (slice(-6, -2),) * 3
+    thin, long, cube = [
+        (slice(3, 5), slice(-5, -3)),
+        (slice(MARKER), slice(-MARKER, None)),
+        (slice(2, 6), slice(-6, -2)),
+    ]
+    chosen = [cube if label == 3 else long if axis == label else thin for axis in range(3)]
+    return tuple(slices[axis > 0] for axis, slices in enumerate(chosen))
 
 
 class VolumeClassifier(Classifier):

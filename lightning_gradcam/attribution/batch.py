@@ -87,9 +87,10 @@ class Batch:
             if not region.isfinite().all():
                 raise ValueError(f"region {name!r} holds NaN or infinite values")
             if tuple(region.shape) not in ((n, 2 * len(size)), (n, *size)):
+                clips = self.images.ndim == 5 and self.time_axis is None
                 raise ValueError(
                     f"region {name!r} must be boxes ({n}, {2 * len(size)}) or masks {(n, *size)}, "
-                    f"got {tuple(region.shape)}"
+                    f"got {tuple(region.shape)}{'; of clips (n, t, c, H, W) give `time_axis=1`' * clips}"
                 )
         for name in ("ids", "groups"):
             value = getattr(self, name)

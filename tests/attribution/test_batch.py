@@ -91,7 +91,7 @@ def test_structure_of_long_lists():
         (
             {"images": VOLUMES, "regions": {"tumour": torch.zeros(2, 4)}},
             ValueError,
-            r"region 'tumour' must be boxes \(2, 6\) or masks \(2, 3, 4, 5\), got \(2, 4\)",
+            r"region 'tumour' must be boxes \(2, 6\) or masks \(2, 3, 4, 5\), got \(2, 4\); of clips .* `time_axis=1`",
         ),
     ],
 )
