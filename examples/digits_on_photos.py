@@ -163,7 +163,7 @@ def fit_on(
         accelerator="cpu",
         max_epochs=epochs,
         logger=logger,
-        log_every_n_steps=10,
+        log_every_n_steps=5,
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_model_summary=False,

@@ -103,7 +103,8 @@ def layer_pictures(
         planes = look.planes(history, prefix)
         yield f"{prefix}/grid", look.grid(maps, under, foot, planes, peak=peak, counterfactual=both_sides, **style)
         if look.axes.time is not None:
-            yield f"{prefix}/clip", _clip(look, look.axes.time, maps, under, foot, peak)
+            short = f"{look.when} · {probe.layers[prefix]}"  # the tiles are few and narrow
+            yield f"{prefix}/clip", _clip(look, look.axes.time, maps, under, short, peak)
         if look.moment is not None:
             track, reference = history.tracks[prefix], history.reference_run
             if prefix not in filmstrips:

@@ -115,11 +115,11 @@ def runs(volume, clip, tmp_path_factory):
         for run in volume.MARKED:
             volume.seed_everything(0)
             model = volume.VolumeClassifier()
-            volume.fit(model, run, volume.make_logger("tensorboard", run), epochs=15)
+            volume.fit(model, run, volume.make_logger("tensorboard", run), epochs=10)
             measured[run] = volume.measure(model)
         clip.seed_everything(0)
         model = clip.ClipClassifier()
-        clip.fit(model, clip.make_logger("tensorboard", "clip"), epochs=8)
+        clip.fit(model, clip.make_logger("tensorboard", "clip"), epochs=6)
         measured["clip"] = clip.measure(model)
     torch.set_num_threads(1)
     return folder / "runs", measured
