@@ -123,8 +123,9 @@ def _of_signals(batch: Batch, images: Tensor, module: Any, given: Any) -> tuple[
             forward_fn="lambda module, batch: module(batch.images[:, 0])",
         )
     turned = images.mT
-    if isinstance(module, nn.Conv1d) and given.shape[1] != images.shape[1] and given.shape[1] == turned.shape[1]:
-        return replace(batch, time_axis=1), "takes the images for signals (n, length, c), by what the model reads first"
-    if isinstance(module, nn.Conv1d) and given.shape == turned.shape and torch.equal(given.to(turned), turned):
-        return replace(batch, time_axis=1), "takes the images for signals (n, length, c), by what the model reads first"
+    if isinstance(module, nn.Conv1d) and given.shape[1] == turned.shape[1]:
+        same = given.shape == turned.shape and torch.equal(given.to(turned), turned)
+        if same or turned.shape[1] != images.shape[1]:
+            how = "takes the images for signals (n, length, c), by what the model reads first"
+            return replace(batch, time_axis=1), how
     return batch, "takes the images for signals (n, c, length); `Batch(time_axis=1)` says that they are (n, length, c)"
