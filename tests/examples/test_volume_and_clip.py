@@ -119,7 +119,7 @@ def runs(volume, clip, tmp_path_factory):
             measured[run] = volume.measure(model)
         clip.seed_everything(0)
         model = clip.ClipClassifier()
-        clip.fit(model, clip.make_logger("tensorboard", "clip"), epochs=6)
+        clip.fit(model, clip.make_logger("tensorboard", "clip"), epochs=4)
         measured["clip"] = clip.measure(model)
     torch.set_num_threads(1)
     return folder / "runs", measured
