@@ -81,6 +81,26 @@ def region_masks(region: Tensor, size: Size) -> Tensor:
     return box_masks(region, size) if are_boxes(region, size) else region.float()
 
 
+def cut_region(region: Tensor, size: Size, axis: int, places: Tensor) -> Tensor:
+    """What of a region of volumes or clips lies in one slice of each, as boxes ``(n, 4)`` or masks as it was given.
+
+    Args:
+        region: Boxes ``(n, 6)`` or masks ``(n, *size)``.
+        size: Of the volumes in pixels.
+        axis: The spatial axis that slices lie across, counted from 0.
+        places: ``(n,)``, the pixel along it at which each volume is cut.
+
+    Returns:
+        Boxes that the slice misses are all zero.
+    """
+    if not are_boxes(region, size):
+        return torch.take_along_dim(region, places.reshape(-1, 1, 1, 1), 1 + axis).squeeze(1 + axis)
+    d = len(size)
+    start, end = d - 1 - axis, 2 * d - 1 - axis  # the last axis comes first, all starts before all ends
+    inside = (region[:, start] <= places) & (places < region[:, end])
+    return region[:, [edge for edge in range(2 * d) if edge not in (start, end)]] * inside[:, None]
+
+
 def outline_boxes(region: Tensor, size: Size) -> Tensor:
     """Boxes ``(n, 2 d)`` around a region given as boxes or as masks ``(n, *size)``; all zero around an empty mask."""
     if are_boxes(region, size):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from lightning_gradcam.attribution.regions import are_boxes, outline_boxes
+from lightning_gradcam.attribution.regions import cut_region, outline_boxes
 from lightning_gradcam.picture.draw import INK, PAPER, draw_box
 from lightning_gradcam.picture.overlay import gradient_pictures, overlay
 from lightning_gradcam.picture.text import load_font, write
@@ -62,16 +62,10 @@ def draw_regions(
 
 
 def _boxes(panel: Panel, region: Tensor, size: tuple[int, ...]) -> Tensor:
-    boxes, d = are_boxes(region, size), len(size)
     if panel.axis is not None and panel.positions is not None:
-        if boxes:  # the last axis comes first, all starts before all ends
-            start, end = d - 1 - panel.axis, 2 * d - 1 - panel.axis
-            inside = (region[:, start] <= panel.positions) & (panel.positions < region[:, end])
-            region = region[:, [side for side in range(2 * d) if side not in (start, end)]] * inside[:, None]
-        else:
-            region = panel.cut(region.float())
+        region = cut_region(region, size, panel.axis, panel.positions)
         size = tuple(side for axis, side in enumerate(size) if axis != panel.axis)
-    elif d == 1:
+    elif len(size) == 1:
         start, end = outline_boxes(region, size).unbind(1)
         region, size = torch.stack([start, torch.zeros_like(start), end, (end > start).to(end)], 1), (1, *size)
     (height, width), (tall, wide) = size, panel.size

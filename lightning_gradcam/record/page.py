@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_gradcam.attribution.batch import sample_name
 from lightning_gradcam.attribution.reading import NO_LABEL
-from lightning_gradcam.attribution.regions import are_boxes, outline_boxes
+from lightning_gradcam.attribution.regions import cut_region, outline_boxes
 from lightning_gradcam.attribution.spatial import Size, at_most, averaged
 from lightning_gradcam.picture.encode import jpeg
 from lightning_gradcam.picture.overlay import AGAINST, COLORMAPS
@@ -207,22 +207,14 @@ def _outlines(region: Tensor, record: Record, number: int) -> Tensor:
     """Boxes ``(n, 4)`` around a region in :func:`_plane`; of volumes and clips ``(n, 4 number)``, a box a slice."""
     size = record.size
     if len(size) == 3:
-        return torch.cat([_cut(region, size, _across(record), place) for place in _slices(record, number)], 1)
+        across, plane, n = _across(record), _plane(record), len(region)
+        slices = [cut_region(region, size, across, torch.full((n,), place)) for place in _slices(record, number)]
+        return torch.cat([outline_boxes(one, plane) for one in slices], 1)
     boxes = outline_boxes(region, size)
     if len(size) == 2:
         return boxes
     start, end = boxes.T
     return torch.stack([start, torch.zeros_like(start), end, torch.ones_like(end)], 1)
-
-
-def _cut(region: Tensor, size: Size, across: int, place: int) -> Tensor:
-    """Boxes ``(n, 4)`` around what of a region of volumes lies in one slice; all zero where nothing does."""
-    if not are_boxes(region, size):
-        masks = region.select(1 + across, place)
-        return outline_boxes(masks, tuple(masks.shape[1:]))
-    start, end = region[:, 2 - across], region[:, 5 - across]  # the last axis comes first
-    others = [edge for edge in range(6) if edge % 3 != 2 - across]
-    return region[:, others].float() * ((start <= place) & (place < end))[:, None]
 
 
 def _run(run: Run, at: np.ndarray, rows: Sequence[Mapping[str, float]], number: int) -> dict[str, Any]:
