@@ -106,6 +106,8 @@ def read_batch(raw: Any) -> ReadBatch:
         source, main, region = _find_region(parts, turned, sizes)
         as_read = as_read if region is None else turned  # so that the mask has told
     images, n = as_read.images, len(found)
+    if found.ndim == 5 and hasattr(found, "pixdim") and as_read.spacing is None:
+        notes.append("leaves out the voxel spacing, which is not one and the same for all samples")
     labels = _find_labels(raw, parts, n, where)
     value = None if labels is None else torch.as_tensor(parts.pop(labels))
     try:

@@ -7,7 +7,7 @@ from torchvision import tv_tensors
 
 from lightning_gradcam import Batch
 from lightning_gradcam.attribution.batch import shift
-from lightning_gradcam.attribution.reading import default_batch, structure
+from lightning_gradcam.attribution.reading import default_batch, read_batch, structure
 
 IMAGES = torch.rand(2, 3, 4, 4)
 VOLUMES = torch.rand(2, 1, 3, 4, 5)
@@ -139,6 +139,8 @@ def test_what_images_know_of_themselves():
         volumes.pixdim = given
         batch = Batch(volumes)
         assert (batch.spacing, type(batch.images)) == (expected, torch.Tensor)
+        left_out = "leaves out the voxel spacing, which is not one and the same for all samples"
+        assert (left_out in read_batch(volumes).notes) == (expected is None)
     assert Batch(volumes, spacing=(3, 3, 1)).spacing == (3, 3, 1)
     video = Batch(tv_tensors.Video(torch.rand(2, 7, 3, 6, 5)))
     assert (video.time_axis, type(video.images)) == (1, torch.Tensor)
