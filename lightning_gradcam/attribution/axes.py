@@ -14,7 +14,7 @@ from lightning_gradcam.attribution.batch import Batch, few_of
 from lightning_gradcam.attribution.layout import NoMapError
 from lightning_gradcam.attribution.reading import AskError
 
-CLIPS = ("video", "videos", "clip", "clips", "frames", "pixel_values_videos")  # names of what a loader hands out
+_CLIPS = ("video", "videos", "clip", "clips", "frames", "pixel_values_videos")  # names of what a loader hands out
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -63,7 +63,7 @@ def with_axes(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any], n
             "(n, t, c, H, W), else `time_axis=2`, with which a volume is shown slice by slice"
         )
     time_axis = found[0] if found else None
-    if time_axis is None and (name in CLIPS or _reads_clips(module, images)):
+    if time_axis is None and (name in _CLIPS or _reads_clips(module, images)):
         time_axis = 2
     if time_axis is None:
         others = "`Batch(time_axis=2)` says that they are clips (n, c, t, H, W), 1 that they are (n, t, c, H, W)"

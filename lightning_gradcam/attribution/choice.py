@@ -19,7 +19,16 @@ from torch.nn.modules import padding
 from lightning_gradcam.attribution.batch import Batch, few_of
 from lightning_gradcam.attribution.grids import numbered, readings, settled
 from lightning_gradcam.attribution.layers import Layer, find_layer, names_of_modules
-from lightning_gradcam.attribution.layout import Grid, Layout, NoMapError, Tokens, channels_first, first_tensor
+from lightning_gradcam.attribution.layout import (
+    FEW_CELLS,
+    Grid,
+    Layout,
+    NoMapError,
+    Tokens,
+    channels_first,
+    fewest_cells,
+    first_tensor,
+)
 from lightning_gradcam.attribution.spatial import in_words
 from lightning_gradcam.attribution.targets import Target, score
 
@@ -33,7 +42,6 @@ _OTHER_GRIDS = (
     nn.AdaptiveMaxPool3d,
     *(getattr(padding, name) for name in padding.__all__),
 )
-FEW_CELLS = 4  # cells a side; fewer tell little about places
 # Nodes of the autograd graph that hand on the same values in another order or shape.
 _REORDERINGS = ("PermuteBackward0", "TransposeBackward0", "ViewBackward0", "UnsafeViewBackward0", "CloneBackward0")
 
@@ -202,11 +210,6 @@ def _select(
         if branch is not None:
             return branch, "the last layer of the smallest grid, since branches run side by side"
     return best, "the last layer that all paths from the image to the score cross"
-
-
-def fewest_cells(grid: Grid, time: int | None) -> int:
-    """The number of cells along the side that has fewest, but for the axis of clips that is time."""
-    return min(side for axis, side in enumerate(grid) if axis != time)
 
 
 def _note_few_cells(

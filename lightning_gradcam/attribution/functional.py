@@ -261,7 +261,7 @@ def gradcam(
         TypeError: If an argument is of another type.
 
     Cost: one forward and the backward of what follows the layer. To choose a layer takes forwards of two images more,
-    and to tell whether tokens are cells one of five.
+    and to tell whether tokens are cells one of five, of volumes and clips nine.
     """
     seen, name = _attribute_layer(model, images, target_layer, target, method, grid, labels, time_axis)
     return seen.maps[name].unflatten(0, seen.scores.shape)

@@ -21,7 +21,13 @@ from lightning_gradcam.attribution.spatial import Size
 
 Layout = Callable[[Tensor], Tensor]
 Grid = Size
+FEW_CELLS = 4  # cells a side; fewer tell little about places
 _FEWEST = 16  # cells; fewer are found by chance among many tokens
+
+
+def fewest_cells(grid: Grid, time: int | None) -> int:
+    """The number of cells along the side that has fewest, but for the axis of clips that is time."""
+    return min(side for axis, side in enumerate(grid) if axis != time)
 
 
 class NoMapError(ValueError):

@@ -28,7 +28,7 @@ from lightning_gradcam.picture.draw import (
 from lightning_gradcam.picture.overlay import strongest
 from lightning_gradcam.picture.panels import draw_regions, map_tiles, region_boxes
 from lightning_gradcam.picture.text import load_font, write
-from lightning_gradcam.picture.view import Axes, evenly, narrow_view
+from lightning_gradcam.picture.view import PLAIN, Axes, evenly, narrow_view
 
 ROWS = 8  # samples in a filmstrip: the first ones of the fixed batch, so that the rows never change
 COLUMNS = 8  # observations in a filmstrip
@@ -39,7 +39,6 @@ _SMALL = 11
 _SPARK = 130
 _MARKED = 3
 _MARK = "#b45309"  # the samples that moved most
-_PLAIN = Axes()
 
 
 @dataclass
@@ -109,7 +108,7 @@ class Filmstrip:
         scale: str = "sample",
         colormap: str = "turbo",
         font: str | Path | None = None,
-        axes: Axes = _PLAIN,
+        axes: Axes = PLAIN,
     ) -> None:
         """Draw what stays.
 

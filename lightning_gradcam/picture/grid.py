@@ -28,10 +28,9 @@ from lightning_gradcam.picture.draw import (
 from lightning_gradcam.picture.overlay import strongest
 from lightning_gradcam.picture.panels import draw_regions, gradient_tiles, map_tiles, region_boxes
 from lightning_gradcam.picture.text import load_font, printable, write
-from lightning_gradcam.picture.view import Axes, wide_view
+from lightning_gradcam.picture.view import PLAIN, Axes, wide_view
 
 _COLUMNS = 6  # of images; all else takes twice the width
-_PLAIN = Axes()
 _JPEG_LIMIT = 65_000
 _PAD = 4
 
@@ -134,7 +133,7 @@ def grid(
     font: str | Path | None = None,
     counterfactual: bool = False,
     gradients: Tensor | None = None,
-    axes: Axes = _PLAIN,
+    axes: Axes = PLAIN,
     planes: Tensor | None = None,
 ) -> Image.Image:
     """Draw every sample's map over its photo, or its gradient, with a caption under each.
@@ -203,7 +202,7 @@ def tiles(
     tile: int,
     colormap: str,
     counterfactual: bool = False,
-    axes: Axes = _PLAIN,
+    axes: Axes = PLAIN,
     planes: Tensor | None = None,
 ) -> tuple[list[Image.Image], list[str]]:
     """Each sample's map over its photo as a picture of its own, and its caption in one line."""

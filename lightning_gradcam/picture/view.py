@@ -31,6 +31,9 @@ class Axes:
     limits: tuple[float, float] | None = None
 
 
+PLAIN = Axes()
+
+
 @dataclass(frozen=True)
 class Panel:
     """A part of a tile: a cut through each sample, or the whole of it.

@@ -13,10 +13,9 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_gradcam.attribution.batch import Batch, joined, shift
-from lightning_gradcam.attribution.choice import FEW_CELLS, fewest_cells
 from lightning_gradcam.attribution.functional import Attribution, attribute, rows_of
 from lightning_gradcam.attribution.guided import guided_gradients
-from lightning_gradcam.attribution.layout import Layout
+from lightning_gradcam.attribution.layout import FEW_CELLS, Layout, fewest_cells
 from lightning_gradcam.attribution.prediction import Prediction, Words
 from lightning_gradcam.attribution.question import Question
 from lightning_gradcam.attribution.spatial import in_words
