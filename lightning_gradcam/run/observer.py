@@ -172,10 +172,11 @@ class Observer:
 def _tell_of_grids(seen: Attribution, batch: Batch, named: bool) -> None:
     """Say of which layers the maps have fewer cells than the layer, and which of those that were named have few."""
     for name, grid in seen.grids.items():
-        if named and fewest_cells(grid, batch.time) < FEW_CELLS:
+        few = fewest_cells(grid, batch.time) < FEW_CELLS
+        if named and (few or (batch.time is not None and grid[batch.time] == 1)):
             rank_zero_warn(
-                f"GradCAMCallback: the {in_words(grid)} cells of `{name}` tell little about places; a layer before it "
-                "has more."
+                f"GradCAMCallback: the {in_words(grid)} cells of `{name}` tell "
+                f"{'little about places' if few else 'nothing of when'}; a layer before it has more."
             )
         finest = _FINEST[len(grid)]
         if max(grid) > finest:

@@ -209,6 +209,16 @@ def test_a_resumed_run_goes_on(tmp_path):
     assert record.epochs.tolist() == [-1, 0, 1, 2]
 
 
+def test_a_named_layer_with_one_cell_in_time_is_told_of(tmp_path):
+    pooled = nn.Sequential(
+        *(nn.Conv3d(3, 4, (1, 3, 3), padding=(0, 1, 1)), nn.ReLU(), nn.Conv3d(4, 5, (5, 1, 1)), nn.ReLU()),
+        *(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(5, 2)),
+    )
+    training = trainer(GradCAMCallback("net.3", samples=2), default_root_dir=tmp_path, max_epochs=1)
+    with pytest.warns(UserWarning, match="the 1 x 10 x 8 cells of `net.3` tell nothing of when; a layer before it has"):
+        training.fit(Lit(pooled), data((3, 5, 10, 8)), data((3, 5, 10, 8)))
+
+
 def test_a_window_is_for_greys(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     display = Display(window=(0.25, 0.75))
