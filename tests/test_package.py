@@ -3,10 +3,12 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LightningCLI
+from records import BOTH, LEFT, write, write_maps
 from tiny import TinyModule, loader, python
 
 import lightning_gradcam
@@ -84,6 +86,24 @@ def test_fit_with_the_lightning_distribution(fresh):
 def test_the_door_loads_neither_torch_nor_lightning(code):
     heavy = {"torch", "numpy", "pytorch_lightning", "lightning"}
     assert printed(f"{code}\nimport sys; print(sorted({heavy} & set(sys.modules)))").splitlines()[-1] == "[]"
+
+
+def test_records_are_compared_and_shown_without_torch(tmp_path):
+    maps = np.random.default_rng(0).normal(size=(3, 2, 4, 4, 4)).astype(np.float32)
+    volumes = write_maps(
+        tmp_path / "volumes", maps, np.zeros((2, 8, 70, 70), np.uint8), {"all": np.ones((2, 8, 70, 70))}
+    )
+    weak, strong = (write(tmp_path / name, [[LEFT, LEFT], [LEFT, BOTH]]) for name in ("weak", "strong"))
+    code = f"""
+import sys
+for name in ("torch", "torchvision", "lightning", "pytorch_lightning", "lightning_utilities", "scipy", "pandas"):
+    sys.modules[name] = None  # an import of it fails
+from lightning_gradcam.record.cli import main
+print(main(["compare", {str(weak)!r}, {str(strong)!r}, "-o", "both.html"]), main(["report", {str(volumes)!r}]))
+"""
+    assert printed(code, cwd=tmp_path).splitlines()[-1] == "0 0"
+    assert (tmp_path / "both.html").stat().st_size > 10_000
+    assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
 def test_maps_and_records_need_no_lightning():

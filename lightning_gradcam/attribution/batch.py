@@ -15,6 +15,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from lightning_gradcam.attribution.names import sample_name
 from lightning_gradcam.attribution.regions import plain_region
 from lightning_gradcam.attribution.spatial import Size
 
@@ -193,11 +194,6 @@ def _spacing_of(images: Any) -> Sequence[float] | None:
     each = torch.stack([torch.as_tensor(one, dtype=torch.float64, device="cpu").flatten() for one in found])
     fits = each.shape[1] == images.ndim - 2 and bool((each > 0).all() and each.isfinite().all())
     return each[0].tolist() if fits and torch.allclose(each, each[:1], 1e-3, 0) else None
-
-
-def sample_name(sample: int | str) -> str:
-    """How pictures and tables name a sample: an index behind a number sign, a name of its own as it is."""
-    return f"#{sample}" if isinstance(sample, int) else sample
 
 
 def check_name(what: str, name: object) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_gradcam.attribution.batch import Batch, sample_name
-from lightning_gradcam.attribution.reading import NO_LABEL, AskError
+from lightning_gradcam.attribution.batch import Batch
+from lightning_gradcam.attribution.names import NO_LABEL, sample_name
+from lightning_gradcam.attribution.reading import AskError
 
 UNKNOWN = -1  # an entry of a multi-hot row that says neither yes nor no, as CheXpert has them
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradcam.attribution.batch import Batch, has_rows
+from lightning_gradcam.attribution.names import NO_LABEL
 from lightning_gradcam.attribution.regions import box_masks, check_boxes, plain_region
 from lightning_gradcam.attribution.spatial import Size, along_cells
 
@@ -24,7 +25,6 @@ MASKS = ("mask", "masks", "seg", "segmentation", *LABELS)
 _NO_MASKS = {"pixel", "attention", "padding", "pad", "valid"}  # of masks that say which pixels or tokens count
 _LABEL_WORDS = {"label", "labels", "target", "targets", "class", "category"}
 _NO_LABEL_WORDS = {"weight", "weights", "size", "sizes", "name", "names", "length", "lengths", "mask", "masks"}
-NO_LABEL = -100  # of a sample, as `CrossEntropyLoss` ignores it
 _NO_CLASS = (0, 255, -1, NO_LABEL)  # of a mask's pixel: background, or not labelled
 _MANY = 200  # more values than any set of classes in use has, and fewer than a photo has
 

@@ -6,12 +6,17 @@ last axis comes first: x0, y0, x1, y1 of an image, x0, y0, z0, x1, y1, z1 of a v
 
 from __future__ import annotations
 
-from typing import Any
+from functools import reduce
+from operator import and_
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from lightning_gradcam.attribution.arrays import Array, as_float, namespace
 from lightning_gradcam.attribution.spatial import Size, in_words
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def plain_region(region: Any) -> Tensor:
@@ -21,12 +26,14 @@ def plain_region(region: Any) -> Tensor:
         from torchvision.tv_tensors import BoundingBoxFormat
 
         region = convert_bounding_box_format(region, new_format=BoundingBoxFormat.XYXY)
+    from torch import Tensor
+
     if not isinstance(region, Tensor):
         raise TypeError(f"`regions` must hold tensors, got {type(region).__name__}")
     return region.as_subclass(Tensor)
 
 
-def are_boxes(region: Tensor, size: Size) -> bool:
+def are_boxes(region: np.ndarray | Tensor, size: Size) -> bool:
     """Whether a region is given as boxes ``(n, 2 d)``, and not as masks of this size."""
     return tuple(region.shape[1:]) == (2 * len(size),) != size
 
@@ -56,7 +63,7 @@ def check_boxes(name: str, region: Tensor, size: Size) -> None:
         )
 
 
-def box_masks(boxes: Tensor, size: Size) -> Tensor:
+def box_masks(boxes: Array, size: Size) -> Array:
     """Draw boxes as masks.
 
     Args:
@@ -66,22 +73,21 @@ def box_masks(boxes: Tensor, size: Size) -> Tensor:
     Returns:
         Masks ``(n, *size)``, float32, 1 inside.
     """
-    d = len(size)
-    inside = torch.ones(len(boxes), *[1] * d, dtype=torch.bool, device=boxes.device)
+    xp, d, within = namespace(boxes), len(size), []
     for axis, side in enumerate(size):
-        place = torch.arange(side, device=boxes.device)
+        place = xp.arange(side) if xp is np else xp.arange(side, device=boxes.device)
         start, end = boxes[:, d - 1 - axis, None], boxes[:, 2 * d - 1 - axis, None]
-        within = (place >= start) & (place < end)
-        inside = inside & within.reshape(len(boxes), *[side if one == axis else 1 for one in range(d)])
-    return inside.float()
+        along = (place >= start) & (place < end)
+        within.append(along.reshape(len(boxes), *[side if one == axis else 1 for one in range(d)]))
+    return as_float(reduce(and_, within))
 
 
-def region_masks(region: Tensor, size: Size) -> Tensor:
+def region_masks(region: Array, size: Size) -> Array:
     """A region as masks ``(n, *size)``, float32: boxes are drawn, masks are taken as they are."""
-    return box_masks(region, size) if are_boxes(region, size) else region.float()
+    return box_masks(region, size) if are_boxes(region, size) else as_float(region)
 
 
-def cut_region(region: Tensor, size: Size, axis: int, places: Tensor) -> Tensor:
+def cut_region(region: Array, size: Size, axis: int, places: Array) -> Array:
     """What of a region of volumes or clips lies in one slice of each, as boxes ``(n, 4)`` or masks as it was given.
 
     Args:
@@ -94,20 +100,21 @@ def cut_region(region: Tensor, size: Size, axis: int, places: Tensor) -> Tensor:
         Boxes that the slice misses are all zero.
     """
     if not are_boxes(region, size):
-        return torch.take_along_dim(region, places.reshape(-1, 1, 1, 1), 1 + axis).squeeze(1 + axis)
+        return namespace(region).moveaxis(region, 1 + axis, 1)[range(len(region)), places]
     d = len(size)
     start, end = d - 1 - axis, 2 * d - 1 - axis  # the last axis comes first, all starts before all ends
     inside = (region[:, start] <= places) & (places < region[:, end])
     return region[:, [edge for edge in range(2 * d) if edge not in (start, end)]] * inside[:, None]
 
 
-def outline_boxes(region: Tensor, size: Size) -> Tensor:
+def outline_boxes(region: Array, size: Size) -> Array:
     """Boxes ``(n, 2 d)`` around a region given as boxes or as masks ``(n, *size)``; all zero around an empty mask."""
     if are_boxes(region, size):
-        return region.float()
-    boxes = torch.zeros(len(region), 2 * len(size))
+        return as_float(region)
+    xp = namespace(region)
+    boxes = xp.zeros((len(region), 2 * len(size)), dtype=xp.float32)
     for box, mask in zip(boxes, region > 0, strict=True):
-        places = mask.nonzero().flip(1)
+        places = xp.flip(xp.argwhere(mask), (1,))
         if len(places):
-            box[:] = torch.cat([places.amin(0), places.amax(0) + 1])
+            box[:] = xp.concatenate([xp.amin(places, 0), xp.amax(places, 0) + 1])
     return boxes

@@ -1,13 +1,12 @@
-"""How much evidence a map holds."""
+"""How much evidence a map holds; of tensors or of numpy arrays."""
 
 from __future__ import annotations
 
 from collections import Counter
 from math import isfinite
 
-from torch import Tensor
-
-from lightning_gradcam.attribution.spatial import cell_axes
+from lightning_gradcam.attribution.arrays import Array, namespace
+from lightning_gradcam.attribution.spatial import cell_axes, cells_in_rows
 
 _REASONS = {
     "not finite": "NaN or infinite: activations or gradients overflow; try another precision",
@@ -17,7 +16,7 @@ _REASONS = {
 }
 
 
-def strength(maps: Tensor) -> Tensor:
+def strength(maps: Array) -> Array:
     """The sum of each signed map: its evidence for the target's score, in the score's own unit.
 
     For a network that ends in global average pooling and one linear layer, Grad-CAM's map sums to the score less
@@ -29,17 +28,18 @@ def strength(maps: Tensor) -> Tensor:
     Returns:
         ``(n,)``, any real number; larger is more evidence for the target.
     """
-    return maps.sum(cell_axes(maps))
+    return namespace(maps).sum(maps, cell_axes(maps))
 
 
-def empty(maps: Tensor) -> Tensor:
+def empty(maps: Array) -> Array:
     """Whether each map ``(n, *grid)`` has no positive cell, ``(n,)`` bool. A map that is not finite is not empty."""
-    return (maps <= 0).flatten(1).all(1)
+    return namespace(maps).all(cells_in_rows(maps) <= 0, 1)
 
 
-def unreadable(maps: Tensor) -> list[str]:
+def unreadable(maps: Array) -> list[str]:
     """Why each map ``(n, *grid)`` cannot be read: not finite, zero, negative or constant; empty where it can."""
-    lowest, highest = maps.flatten(1).aminmax(dim=1)  # a NaN is both
+    xp, cells = namespace(maps), cells_in_rows(maps)
+    lowest, highest = xp.amin(cells, 1), xp.amax(cells, 1)  # a NaN is both
     return [_why(least, most) for least, most in zip(lowest.tolist(), highest.tolist(), strict=True)]
 
 
@@ -51,7 +51,7 @@ def _why(least: float, most: float) -> str:
     return "constant" if least == most else ""
 
 
-def explain_empty_maps(maps: Tensor) -> dict[str, str]:
+def explain_empty_maps(maps: Array) -> dict[str, str]:
     """Why some of the maps ``(n, *grid)`` cannot be read, and what the likely reason is, by kind."""
     found = Counter(unreadable(maps))
     return {

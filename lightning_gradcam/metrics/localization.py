@@ -1,15 +1,15 @@
-"""Where a map's evidence lies, against regions of the image."""
+"""Where a map's evidence lies, against regions of the image; of tensors or of numpy arrays."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
 
+from lightning_gradcam.attribution.arrays import Array, as_float, namespace
 from lightning_gradcam.attribution.spatial import averaged, cell_axes
 from lightning_gradcam.metrics.shapes import check_shapes
 
 
-def mass(maps: Tensor, masks: Tensor) -> Tensor:
+def mass(maps: Array, masks: Array) -> Array:
     """The share of each map's positive evidence that lies inside a region: ``sum P M``.
 
     ``P`` is the map, clipped at 0 and divided by its sum, and ``M`` the mask, averaged over each cell's area. This is
@@ -26,14 +26,14 @@ def mass(maps: Tensor, masks: Tensor) -> Tensor:
         ValueError: If the shapes do not fit.
     """
     check_shapes(maps=(maps, "ng"), masks=(masks, "ns"))
-    positive, axes = maps.relu(), cell_axes(maps)
-    cells = averaged(masks.float(), maps.shape[1:])
+    xp, positive, axes = namespace(maps), maps.clip(0, None), cell_axes(maps)
+    cells = averaged(as_float(masks), maps.shape[1:])
     total = positive.sum(axes)
-    inside = (positive * cells).sum(axes) / total
-    return torch.where((total > 0) & (masks.amax(axes) > 0), inside, torch.nan)
+    inside = (positive * cells).sum(axes) / xp.where(total > 0, total, 1)
+    return xp.where((total > 0) & (xp.amax(masks, axes) > 0), inside, math.nan)
 
 
-def lift(maps: Tensor, masks: Tensor) -> Tensor:
+def lift(maps: Array, masks: Array) -> Array:
     """How much more of a map's evidence lies inside a region than a uniform map would have there.
 
     This is :func:`mass` divided by the region's share of the image, which mass grows with.
@@ -44,4 +44,10 @@ def lift(maps: Tensor, masks: Tensor) -> Tensor:
     Raises:
         ValueError: As for :func:`mass`.
     """
-    return mass(maps, masks) / masks.float().mean(cell_axes(masks))
+    return mass(maps, masks) / area(masks)
+
+
+def area(masks: Array) -> Array:
+    """The share of the image that each region takes, ``(n,)``; NaN for an empty mask."""
+    shares = as_float(masks).mean(cell_axes(masks))
+    return namespace(masks).where(shares > 0, shares, math.nan)

@@ -2,137 +2,62 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from lightning_gradcam.attribution.regions import outline_boxes
+from lightning_gradcam.attribution.arrays import Array, as_float, namespace
+from lightning_gradcam.attribution.spatial import averaged
 from lightning_gradcam.metrics.drift import concentration
 from lightning_gradcam.metrics.evidence import empty, strength
-from lightning_gradcam.metrics.localization import lift, mass
-from lightning_gradcam.metrics.protocols import (
-    iou,
-    localization_errors,
-    max_box_acc_v2,
-    pxap,
-    segment_boxes,
-)
+from lightning_gradcam.metrics.localization import area, mass
 
 
-def describe(maps: Tensor, additive: bool, regions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def describe(maps: Array, additive: bool, regions: Mapping[str, Array]) -> dict[str, Array]:
     """What can be said of maps without another observation.
 
     Args:
-        maps: ``(n, *grid)``.
+        maps: ``(t n, *grid)``, of all samples at one moment after another.
         additive: Whether a map sums to evidence in the score's unit.
         regions: Masks ``(n, *size)`` by name.
 
     Returns:
-        Values ``(n,)`` by key.
+        Values ``(t n,)`` by key.
     """
-    values = {"concentration": concentration(maps), "empty_fraction": empty(maps).float()}
+    values = {"concentration": concentration(maps), "empty_fraction": as_float(empty(maps))}
     if additive:
         values["strength"] = strength(maps)
+    xp, grid = namespace(maps), maps.shape[1:]
     for name, masks in regions.items():
-        values[f"mass_{name}"] = mass(maps, masks)
-        values[f"lift_{name}"] = lift(maps, masks)
+        moments = len(maps) // len(masks)
+        cells = xp.tile(averaged(as_float(masks), grid), (moments, *[1] * len(grid)))
+        values[f"mass_{name}"] = mass(maps, cells)
+        values[f"lift_{name}"] = values[f"mass_{name}"] / xp.tile(area(masks), (moments,))
     return values
 
 
-def aggregate(values: Mapping[str, Tensor]) -> dict[str, float]:
+def aggregate(values: Mapping[str, Array]) -> dict[str, float]:
     """One number a key: the mean over samples of shares and lifts, the median of all else; NaN values are left out."""
     numbers = {}
     for key, value in values.items():
-        value = value[~value.isnan()]
+        xp = namespace(value)
+        value = value[~xp.isnan(value)]
         shares = key.startswith(("mass_", "lift_")) or key == "empty_fraction"
-        if not len(value):
-            numbers[key] = torch.nan
-        else:
-            numbers[key] = (value.mean() if shares else value.quantile(0.5)).item()
+        numbers[key] = (value.mean() if shares else xp.quantile(value, 0.5)).item() if len(value) else math.nan
     return numbers
 
 
-def by_group(groups: Sequence[str], n: int, counted: Tensor | None = None) -> dict[str, Tensor]:
+def by_group(groups: Sequence[str], n: int, counted: Sequence[int] | None = None) -> dict[str, list[int]]:
     """The positions of all ``n`` samples, or of those that count, and of each group's, by the suffix of their keys."""
-    parts = {"": torch.arange(n) if counted is None else counted}
-    for name in dict.fromkeys(groups):
-        members = [i for i in parts[""].tolist() if groups[i] == name]
-        parts[f"/{name}"] = torch.tensor(members, dtype=torch.long)
-    return parts
+    everyone = list(range(n) if counted is None else counted)
+    of_groups = {f"/{name}": [i for i in everyone if groups[i] == name] for name in dict.fromkeys(groups)}
+    return {"": everyone} | of_groups
 
 
 def worst_value(key: str) -> float:
     """What a monitor gets for a key, without its prefix, before there is a value."""
     if key == "strength":
-        return torch.finfo(torch.float32).min
+        return float(np.finfo(np.float32).min)
     larger_is_better = ("topk_iou", "concentration", "seconds", "max_box_acc_v2", "pxap")
     return 0.0 if key.startswith(("mass_", "lift_")) or key in larger_is_better else 1.0
-
-
-def localization_numbers(
-    maps: Tensor,
-    boxes: Tensor,
-    masks: Tensor,
-    labels: Tensor | None,
-    target_classes: Tensor | None,
-    k: int | None = None,
-) -> dict[str, float]:
-    """What a run logs of the protocols of weakly supervised localization for the maps of one layer.
-
-    Args:
-        maps: Signed maps ``(n k, *grid)``, those of a sample one after another.
-        boxes: The true boxes ``(n k, 2 d)`` of ``d`` spatial axes.
-        masks: The regions ``(n k, *size)``.
-        labels: The true classes ``(n k,)``, if there are any.
-        target_classes: The classes ``(n k,)`` that the maps are of, where they are known.
-        k: How many maps a sample has, those of the most probable classes, best first; ``None``: they are of others.
-
-    Returns:
-        ``max_box_acc_v2`` and ``pxap`` over the maps of the labels, or over all where the classes are not known. With
-        ``k`` and labels the errors of :func:`~lightning_gradcam.metrics.protocols.localization_errors`, else
-        ``localization_error_known``, the share of these maps whose box overlaps the true one by a half or less.
-    """
-    size, numbers = tuple(masks.shape[1:]), {}
-    if k is not None and target_classes is not None and labels is not None:
-        of_samples = (one.unflatten(0, (-1, k)) for one in (maps, target_classes, labels, boxes))
-        all_maps, classes, truths, true_boxes = of_samples
-        numbers |= localization_errors(all_maps, classes, truths[:, 0], true_boxes[:, 0], size)
-    if target_classes is not None and labels is not None:
-        maps, boxes, masks = (one[target_classes == labels] for one in (maps, boxes, masks))
-    if not numbers:
-        overlaps = iou(segment_boxes(maps, size), boxes)
-        missed = ~(overlaps[~overlaps.isnan()] > 0.5)
-        numbers["localization_error_known"] = missed.float().mean().item()
-    return numbers | {"max_box_acc_v2": max_box_acc_v2(maps, boxes, size), "pxap": pxap(maps, masks)}
-
-
-def localization_of_groups(
-    maps: Mapping[str, Tensor],
-    masks: Tensor,
-    labels: Tensor | None,
-    groups: Sequence[str],
-    target_classes: Tensor | None,
-    k: int | None,
-    counted: Tensor | None = None,
-) -> dict[str, float]:
-    """:func:`localization_numbers` of each layer, and of each group of samples, by full key.
-
-    Args:
-        maps: Signed maps ``(n k, *grid)`` by the prefix of the layer's keys.
-        masks: As there, as ``target_classes`` and ``k``.
-        labels: ``(n k,)`` or ``(n k, 1)``; of more than one a sample none counts.
-        groups: The name of each row's group; may be empty.
-        target_classes: As there.
-        k: As there.
-        counted: The positions of the samples that count; ``None``: all.
-    """
-    boxes = outline_boxes(masks > 0.5, tuple(masks.shape[1:]))
-    single = None if labels is None or labels.numel() > len(labels) else labels.flatten()
-    numbers = {}
-    for suffix, members in by_group(groups, len(masks), counted).items():
-        truths, classes = (None if one is None else one[members] for one in (single, target_classes))
-        for prefix, one in maps.items():
-            found = localization_numbers(one[members], boxes[members], masks[members], truths, classes, k)
-            numbers |= {f"{prefix}/{key}{suffix}": value for key, value in found.items()}
-    return numbers

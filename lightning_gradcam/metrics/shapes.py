@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 
-def check_same_shape(maps: Tensor, others: Tensor) -> None:
+def check_same_shape(maps: np.ndarray | Tensor, others: np.ndarray | Tensor) -> None:
     """Refuse maps of different shapes; raise a ``ValueError``."""
     if maps.shape != others.shape:
         shapes = f"{tuple(maps.shape)} and {tuple(others.shape)}"
         raise ValueError(f"`maps` and `others` must have the same shape, got {shapes}; bring both to one grid")
 
 
-def check_shapes(size: Sequence[int] | None = None, **arguments: tuple[Tensor, str]) -> None:
+def check_shapes(size: Sequence[int] | None = None, **arguments: tuple[np.ndarray | Tensor, str]) -> None:
     """Raise a ``ValueError`` unless the shapes fit the letters; a letter means the same length everywhere.
 
     The last letter may stand for the axes of a grid, ``g``, or of the image, ``s``, or for the numbers of a box, ``b``.
@@ -42,7 +45,7 @@ def grid_letters(d: int) -> str:
     return "dhw"[-d:]
 
 
-def _axes(tensor: Tensor, letters: str) -> int:
+def _axes(tensor: np.ndarray | Tensor, letters: str) -> int:
     """How many spatial axes a tensor of these letters has, 1 to 3."""
     axes = tensor.shape[-1] // 2 if letters[-1] == "b" else tensor.ndim - len(letters) + 1
     return min(max(axes, 1), 3)

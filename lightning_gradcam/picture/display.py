@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradcam.attribution.sequences import as_list
-from lightning_gradcam.picture.overlay import COLORMAPS
+from lightning_gradcam.picture.colormaps import COLORMAPS
 
 
 @dataclass(frozen=True)

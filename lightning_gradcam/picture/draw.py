@@ -10,7 +10,8 @@ from PIL.ImageFont import FreeTypeFont
 from torch import Tensor
 
 from lightning_gradcam.metrics.evidence import unreadable
-from lightning_gradcam.picture.overlay import AGAINST, colors
+from lightning_gradcam.picture.colormaps import AGAINST
+from lightning_gradcam.picture.overlay import colors
 from lightning_gradcam.picture.text import write
 
 GUTTER = 4

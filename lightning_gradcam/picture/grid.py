@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from PIL.ImageFont import FreeTypeFont
 from torch import Tensor
 
-from lightning_gradcam.attribution.batch import Batch, sample_name
-from lightning_gradcam.attribution.labels import NO_LABEL
+from lightning_gradcam.attribution.batch import Batch
+from lightning_gradcam.attribution.names import NO_LABEL, sample_name
 from lightning_gradcam.attribution.prediction import Prediction, Words
 from lightning_gradcam.picture.draw import (
     GUTTER,

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from lightning_gradcam.attribution.batch import sample_name
+from lightning_gradcam.attribution.names import sample_name
 from lightning_gradcam.attribution.regions import region_masks
 from lightning_gradcam.attribution.spatial import in_words
 from lightning_gradcam.metrics.drift import agreement, similarity
@@ -46,11 +43,11 @@ class Run:
     record: Record
     layer: str
     at: np.ndarray
-    maps: Tensor
+    maps: np.ndarray
     samples: np.ndarray
-    drift: Tensor
-    agreement: Tensor
-    values: dict[str, Tensor]
+    drift: np.ndarray
+    agreement: np.ndarray
+    values: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +75,6 @@ class Comparison:
         before; and the numbers of :class:`~lightning_gradcam.GradCAMCallback` by their names there, aggregated like
         them over :attr:`used`.
         """
-        used = torch.from_numpy(self.used)
         rows = []
         for t, moment in enumerate(self.moments.tolist()):
             row = {str(self.by): moment}
@@ -88,7 +84,7 @@ class Comparison:
                 values = {"drift": run.drift, **run.values}
                 if run is not self.runs[0]:
                     values = {"agreement": run.agreement, **values}
-                numbers |= aggregate({key: value[t][used] for key, value in values.items()})
+                numbers |= aggregate({key: value[t][self.used] for key, value in values.items()})
                 row |= {f"{run.name}/{key}": value for key, value in numbers.items()}
             rows.append(row)
         return rows
@@ -98,8 +94,8 @@ class Comparison:
         if len(self.runs) == 1:
             return []
         ids = self.runs[0].record.about["ids"]
-        least = torch.stack([run.agreement[-1] for run in self.runs[1:]]).nan_to_num(2).amin(0)
-        order = [i for i in least.argsort(stable=True).tolist() if self.used[i] and least[i] <= 1]
+        least = np.nan_to_num(np.stack([run.agreement[-1] for run in self.runs[1:]]), nan=2).min(0)
+        order = [i for i in least.argsort(kind="stable").tolist() if self.used[i] and least[i] <= 1]
         return [(ids[i], float(least[i])) for i in order]
 
     def __str__(self) -> str:
@@ -193,19 +189,22 @@ def compare(
     return Comparison(by, moments, found, used, notes)
 
 
+@np.errstate(all="ignore")  # a map that is not finite has NaN for numbers, as of tensors
 def _run(name: str, record: Record, prefix: str, at: np.ndarray, first: Run | None) -> Run:
     """A run at these of its observations, measured against the first run; ``None``: this is the first."""
-    maps, samples = torch.from_numpy(record.maps[prefix][at]), record.samples[at]
-    regions = {key: region_masks(torch.from_numpy(value), record.size) for key, value in record.regions.items()}
+    maps, samples = record.maps[prefix][at], record.samples[at]
+    moments, n = maps.shape[:2]
+    regions = {key: region_masks(value, record.size) for key, value in record.regions.items()}
     additive = f"{prefix}/strength" in record.numbers[-1]
-    values = [describe(one, additive, regions) for one in maps]
-    agreements = [agreement(one, other) for one, other in zip(maps, first.maps if first else maps, strict=True)]
-    drift = [torch.full((len(maps[0]),), torch.nan)] + [1 - similarity(one, before) for before, one in pairwise(maps)]
+    rows, firsts = (one.reshape(-1, *one.shape[2:]) for one in (maps, first.maps if first else maps))
+    drift = np.full((moments, n), np.nan, np.float32)
+    drift[1:] = 1 - similarity(rows[n:], rows[:-n]).reshape(moments - 1, n)
     # Of another class than before, or than in the other run, a map answers another question.
-    classes = torch.from_numpy(samples["asked"].astype(int))
-    others = torch.from_numpy(first.samples["asked"].astype(int)) if first else classes
+    classes, others = (one["asked"] for one in (samples, first.samples if first else samples))
     other_class = (classes != others) & (classes >= 0) & (others >= 0)
-    changed = torch.cat([torch.zeros_like(other_class[:1]), classes[1:] != classes[:-1]])
+    drift[1:][classes[1:] != classes[:-1]] = np.nan
+    values = {key: value.reshape(moments, n) for key, value in describe(rows, additive, regions).items()}
+    del values["empty_fraction"]
     return Run(
         name,
         record,
@@ -213,9 +212,9 @@ def _run(name: str, record: Record, prefix: str, at: np.ndarray, first: Run | No
         at,
         maps,
         samples,
-        torch.where(changed, torch.nan, torch.stack(drift)),
-        torch.where(other_class, torch.nan, torch.stack(agreements)),
-        {key: torch.stack([one[key] for one in values]) for key in values[0] if key != "empty_fraction"},
+        drift,
+        np.where(other_class, np.nan, agreement(rows, firsts).reshape(moments, n)),
+        values,
     )
 
 
@@ -345,6 +344,7 @@ def _used_samples(records: Sequence[Record], at: Sequence[np.ndarray], samples: 
     used = (verdicts == 1).all(0)
     runs = "the run classifies" if len(records) == 1 else "both runs classify" if len(records) == 2 else "all classify"
     if not used.any():
-        raise ValueError(f"there is no sample that {runs} rightly; compare all samples (--all)")
+        notes.insert(0, f"There is no sample that {runs} rightly at the last moment, so numbers are of all samples.")
+        return everything
     notes.insert(0, f"Numbers are of the {used.sum()} of {len(used)} samples that {runs} rightly at the last moment.")
     return used

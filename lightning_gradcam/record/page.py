@@ -11,16 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
 
-from lightning_gradcam.attribution.batch import sample_name
-from lightning_gradcam.attribution.reading import NO_LABEL
+from lightning_gradcam.attribution.names import NO_LABEL, sample_name
 from lightning_gradcam.attribution.regions import cut_region, outline_boxes
-from lightning_gradcam.attribution.spatial import Size, at_most, averaged
+from lightning_gradcam.attribution.spatial import Size, along_cells, at_most, averaged
+from lightning_gradcam.picture.colormaps import AGAINST, COLORMAPS
 from lightning_gradcam.picture.encode import jpeg
-from lightning_gradcam.picture.overlay import AGAINST, COLORMAPS
 from lightning_gradcam.record.compare import Comparison, Run
 from lightning_gradcam.record.files import write_whole
 from lightning_gradcam.record.record import Record
@@ -203,29 +200,31 @@ def _curve(signal: np.ndarray) -> Image.Image:
     return picture.reduce(finer)
 
 
-def _outlines(region: Tensor, record: Record, number: int) -> Tensor:
+def _outlines(region: np.ndarray, record: Record, number: int) -> np.ndarray:
     """Boxes ``(n, 4)`` around a region in :func:`_plane`; of volumes and clips ``(n, 4 number)``, a box a slice."""
     size = record.size
     if len(size) == 3:
         across, plane, n = _across(record), _plane(record), len(region)
-        slices = [cut_region(region, size, across, torch.full((n,), place)) for place in _slices(record, number)]
-        return torch.cat([outline_boxes(one, plane) for one in slices], 1)
+        slices = [cut_region(region, size, across, np.full(n, place)) for place in _slices(record, number)]
+        return np.concatenate([outline_boxes(one, plane) for one in slices], 1)
     boxes = outline_boxes(region, size)
     if len(size) == 2:
         return boxes
     start, end = boxes.T
-    return torch.stack([start, torch.zeros_like(start), end, torch.ones_like(end)], 1)
+    return np.stack([start, np.zeros_like(start), end, np.ones_like(end)], 1)
 
 
+@np.errstate(all="ignore")  # a map that is not finite is said to be so
 def _run(run: Run, at: np.ndarray, rows: Sequence[Mapping[str, float]], number: int) -> dict[str, Any]:
-    chosen, record, grid = torch.from_numpy(at), run.record, _grid(run)
-    maps = run.maps[chosen]
-    if maps.shape[2:] != grid:
-        maps = averaged(maps.flatten(0, 1), grid).unflatten(0, maps.shape[:2])
+    record, grid, maps = run.record, _grid(run), run.maps[at]
+    moments, n = maps.shape[:2]
+    maps = averaged(maps.reshape(moments * n, *maps.shape[2:]), grid).reshape(moments, n, *grid)
     if len(grid) == 3:
-        maps = maps.movedim(2 + _across(record), 2)
-    unit = maps.abs().flatten(2).amax(2) / 127  # NaN or infinite where the map is
-    cells = (maps / unit.reshape(*unit.shape, *[1] * len(grid))).nan_to_num(0, 0, 0).round().to(torch.int8)
+        maps = np.moveaxis(maps, 2 + _across(record), 2)
+    unit = np.abs(maps).max(tuple(range(2, maps.ndim))) / 127  # NaN or infinite where the map is
+    readable = np.isfinite(unit) & (unit > 0)
+    cells = np.zeros(maps.shape, np.int8)
+    cells[readable] = (maps[readable] / along_cells(unit[readable], maps[readable])).round()
     samples = run.samples[at]
 
     def over_samples(key: str) -> list[float | None]:
@@ -235,19 +234,19 @@ def _run(run: Run, at: np.ndarray, rows: Sequence[Mapping[str, float]], number: 
         "name": run.name,
         "size": _plane(record),
         "regions": [
-            [[round(edge, 1) for edge in box] for box in _outlines(torch.from_numpy(value), record, number).tolist()]
+            [[round(edge, 1) for edge in box] for box in _outlines(value, record, number).tolist()]
             for value in record.regions.values()
         ],
         "grid": [1, *grid] if len(grid) == 1 else list(maps.shape[2:]),
         "signed": bool(record.about.get("signed")),
-        "maps": base64.b64encode(cells.numpy().tobytes()).decode(),
+        "maps": base64.b64encode(cells.tobytes()).decode(),
         "unit": [_finite_or_none(row) for row in unit.tolist()],
         "asked": [[None if one < 0 else one for one in row] for row in samples["asked"].tolist()],
         "predicted": [[None if one < 0 else one for one in row] for row in samples["predicted"].tolist()],
         "confidence": [_finite_or_none(row) for row in samples["confidence"].tolist()],
         "right": samples["right"].tolist(),
-        "drift": [_finite_or_none(row) for row in run.drift[chosen].tolist()],
-        "agreement": [_finite_or_none(row) for row in run.agreement[chosen].tolist()],
+        "drift": [_finite_or_none(row) for row in run.drift[at].tolist()],
+        "agreement": [_finite_or_none(row) for row in run.agreement[at].tolist()],
         "drift_median": over_samples("drift"),
         "mass": {key.removeprefix("mass_"): over_samples(key) for key in run.values if key.startswith("mass_")},
     }

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
+from lightning_gradcam.attribution.arrays import as_float
 from lightning_gradcam.attribution.spatial import Size, averaged, in_words
 from lightning_gradcam.record.files import write_whole
 
@@ -188,8 +188,8 @@ def _thinned(photos: np.ndarray) -> np.ndarray:
     if _photo_size(size) == size:
         return photos
     # One by one, since as float32 all of them may take a gigabyte.
-    thin = [averaged(torch.from_numpy(one)[None].float(), _photo_size(size)) for one in photos]
-    return torch.cat(thin).round().byte().numpy()
+    thin = [averaged(as_float(one[None]), _photo_size(size)) for one in photos]
+    return np.concatenate(thin).round().astype(np.uint8)
 
 
 def _compact(region: np.ndarray, size: Size) -> np.ndarray:

@@ -200,7 +200,7 @@ class History:
         regions: Mapping[str, Tensor],
         groups: Sequence[str] = (),
         target_classes: Tensor | None = None,
-        counted: Tensor | None = None,
+        counted: Sequence[int] | None = None,
     ) -> Measurement:
         """Measure an observation against the run so far, and change nothing.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_gradcam.attribution.batch import sample_name
+from lightning_gradcam.attribution.names import sample_name
 from lightning_gradcam.loggers.destinations import (
     SendPicture,
     base_names,

@@ -59,13 +59,13 @@ class Probe:
     k: int | None = None
 
     @property
-    def with_label(self) -> Tensor | None:
+    def with_label(self) -> list[int] | None:
         """The rows whose samples have a label; ``None``: all, or there are no labels at all."""
         labels = self.rows.labels
-        return None if labels is None else labelled(labels).nonzero()[:, 0]
+        return None if labels is None else labelled(labels).nonzero()[:, 0].tolist()
 
     @property
-    def counted(self) -> Tensor | None:
+    def counted(self) -> list[int] | None:
         """The rows that numbers are taken over: of a target that asks for labels those that have one; ``None``: all."""
         target = self.question.target
         asks_labels = target is label or (

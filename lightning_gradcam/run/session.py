@@ -14,7 +14,7 @@ from lightning_gradcam.attribution.choice import NoMapError
 from lightning_gradcam.attribution.isolation import torch_defaults
 from lightning_gradcam.attribution.stand_in import NoStandInError
 from lightning_gradcam.attribution.targets import TopTarget, predicted
-from lightning_gradcam.metrics.numbers import localization_of_groups
+from lightning_gradcam.metrics.localization_numbers import localization_of_groups
 from lightning_gradcam.run.checkpoint import empty_history, from_state, to_state
 from lightning_gradcam.run.failures import MAX_FAILURES_IN_A_ROW, left_out, warn, warn_of_failure, warn_of_no_look
 from lightning_gradcam.run.history import Measurement, Moment

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lightning_gradcam import Batch
-from lightning_gradcam.attribution.labels import NO_LABEL, UNKNOWN, NoClassesError, class_labels, labelled
+from lightning_gradcam.attribution.labels import UNKNOWN, NoClassesError, class_labels, labelled
+from lightning_gradcam.attribution.names import NO_LABEL
 from lightning_gradcam.attribution.prediction import Prediction
 from lightning_gradcam.attribution.targets import label
 

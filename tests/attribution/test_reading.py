@@ -8,7 +8,8 @@ import torch
 from torchvision import tv_tensors
 
 from lightning_gradcam.attribution.batch import Batch, joined
-from lightning_gradcam.attribution.reading import NO_LABEL, AskError, default_batch, read_batch
+from lightning_gradcam.attribution.names import NO_LABEL
+from lightning_gradcam.attribution.reading import AskError, default_batch, read_batch
 
 IMAGES = torch.rand(2, 3, 8, 8)
 LABELS = torch.tensor([1, 0])

@@ -14,7 +14,8 @@ from lightning_gradcam.attribution.regions import box_masks
 from lightning_gradcam.metrics.drift import agreement, centroid_shift, chance, concentration, similarity, topk_iou
 from lightning_gradcam.metrics.evidence import empty, explain_empty_maps, strength
 from lightning_gradcam.metrics.localization import lift, mass
-from lightning_gradcam.metrics.numbers import describe, localization_numbers, localization_of_groups
+from lightning_gradcam.metrics.localization_numbers import localization_numbers, localization_of_groups
+from lightning_gradcam.metrics.numbers import describe
 from lightning_gradcam.metrics.protocols import (
     iou,
     localization_errors,

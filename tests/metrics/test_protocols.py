@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from lightning_gradcam.attribution.regions import box_masks
-from lightning_gradcam.metrics.numbers import localization_numbers
+from lightning_gradcam.metrics.localization_numbers import localization_numbers
 from lightning_gradcam.metrics.protocols import (
     class_average,
     iou,

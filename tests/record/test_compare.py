@@ -167,7 +167,6 @@ def test_other_samples_are_refused(options, message):
     ("second", "options", "message"),
     [
         ({"epochs": [7]}, {}, 'the runs have no epoch in common: one has 0, two has 7; align them by "fraction"'),
-        ({"right": [[0, 0]]}, {}, "there is no sample that both runs classify rightly; compare all samples"),
         ({}, {"by": "time"}, '`by` must be "epoch", "step" or "fraction", got \'time\''),
         ({}, {"samples": "wrong"}, '`samples` must be "right" or "all", got \'wrong\''),
         ({}, {"layer": "late"}, "the runs have no layer 'late'; they have one: gradcam; two: gradcam"),
@@ -311,11 +310,22 @@ def test_another_schema_is_exit_code_2(pair, capsys):
     assert "has schema 9" in capsys.readouterr().err
 
 
+def test_where_no_sample_is_right_numbers_are_of_all():
+    write("one", [[LEFT, LEFT]])
+    write("two", [[LEFT, RIGHT]], right=[[0, 0]])
+    found = compare("one", "two")
+    assert found.used.all()
+    assert found.notes[0] == (
+        "There is no sample that both runs classify rightly at the last moment, so numbers are of all samples."
+    )
+    assert found.table() == compare("one", "two", samples="all").table()
+
+
 def test_maps_that_are_empty_or_no_numbers_have_no_agreement():
     write("one", [[-BOTH, LEFT * np.nan], [LEFT, LEFT]])
     write("two", [[LEFT, LEFT], [LEFT, LEFT]])
     found = compare("one", "two")
-    assert found.runs[1].agreement[0].isnan().all()
+    assert np.isnan(found.runs[1].agreement[0]).all()
     assert np.isnan(found.table()[0]["two/agreement"])
     assert " - " in str(found)
     assert torch.equal(found.runs[1].agreement[1], torch.ones(2))

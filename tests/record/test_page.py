@@ -11,7 +11,7 @@ from records import BOTH, LEFT, RIGHT, about, choose, data_of, pixel, text, writ
 from tiny import HOSTILE, canvases, wait_for
 
 from lightning_gradcam import compare
-from lightning_gradcam.picture.overlay import AGAINST
+from lightning_gradcam.picture.colormaps import AGAINST
 from lightning_gradcam.record.page import page, write_page
 from lightning_gradcam.record.record import Writer, sample_rows
 

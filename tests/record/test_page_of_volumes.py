@@ -11,7 +11,7 @@ from records import LEFT, RIGHT, choose, data_of, pixel, text, write, write_maps
 from tiny import canvases
 
 from lightning_gradcam import compare
-from lightning_gradcam.picture.overlay import COLORMAPS
+from lightning_gradcam.picture.colormaps import COLORMAPS
 from lightning_gradcam.record.page import page
 
 
