@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_gradcam.callback import GradCAMCallback
     from lightning_gradcam.metrics.channels import explain
     from lightning_gradcam.picture.display import Display
+    from lightning_gradcam.picture.show import show
     from lightning_gradcam.record.compare import compare
     from lightning_gradcam.record.record import Record
     from lightning_gradcam.run.dataset_labels import balanced
@@ -41,6 +42,7 @@ __all__ = [
     "guided_backprop",
     "guided_gradcam",
     "neuron_importance",
+    "show",
 ]
 __version__ = "0.1.0"
 
@@ -54,6 +56,7 @@ _HOMES = {
     "callback": ["GradCAMCallback"],
     "metrics.channels": ["explain"],
     "picture.display": ["Display"],
+    "picture.show": ["show"],
     "record.compare": ["compare"],
     "record.record": ["Record"],
     "run.dataset_labels": ["balanced"],

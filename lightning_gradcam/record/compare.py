@@ -98,6 +98,12 @@ class Comparison:
         order = [i for i in least.argsort(kind="stable").tolist() if self.used[i] and least[i] <= 1]
         return [(ids[i], float(least[i])) for i in order]
 
+    def _repr_html_(self) -> str:
+        """The page, where a notebook ends a cell with it."""
+        from lightning_gradcam.record.page import frame
+
+        return frame(self)
+
     def __str__(self) -> str:
         rows = self.table()
         names = [run.name for run in self.runs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ _HERE = Path(__file__).parent
 _MOMENTS = 100  # more of them are thinned out evenly
 _CELLS = {1: 64, 2: 16, 3: 8}  # longer side of the maps in a page, by the number of their axes
 _PHOTO = 256  # longer side of the photos in a page, in pixels
+_NOTEBOOK = 900  # the width of a notebook's cell in pixels, or about so
 _CURVE = (60, 160)  # height and width of a signal's curve
 
 
@@ -59,6 +61,18 @@ def page(comparison: Comparison) -> str:
         before, _, after = template.partition(place)
         template = before + text + after
     return template
+
+
+def frame(comparison: Comparison) -> str:
+    """The page as a frame within another, as high as it needs at the width of a notebook, or as the window allows."""
+    runs, size = len(comparison.runs), _proportions(comparison.runs[0].record)
+    card = 160 * runs
+    cards_a_row = max(1, _NOTEBOOK // card)
+    charts = 1 + len(comparison.runs[0].record.regions)
+    rows = -(-len(comparison.used) // cards_a_row)
+    height = 260 + 150 * -(-charts // 2) + rows * (110 + round(_NOTEBOOK / cards_a_row / runs * size[0] / size[1]))
+    style = f"width: 100%; height: min({height}px, 90vh); border: 0"
+    return f'<iframe title="Grad-CAM" style="{style}" srcdoc="{html.escape(page(comparison))}"></iframe>'
 
 
 def _csp_hash(text: str) -> str:

@@ -130,6 +130,12 @@ class Record:
             ) from error
         return record
 
+    def _repr_html_(self) -> str:
+        """The page of the run, where a notebook ends a cell with it."""
+        from lightning_gradcam.record.compare import compare
+
+        return compare(self)._repr_html_()
+
     def last(self) -> Record:
         """The record with its last observation alone."""
         end = slice(-1, None)
