@@ -71,7 +71,7 @@ def frame(comparison: Comparison) -> str:
     charts = 1 + len(comparison.runs[0].record.regions)
     rows = -(-len(comparison.used) // cards_a_row)
     height = 260 + 150 * -(-charts // 2) + rows * (110 + round(_NOTEBOOK / cards_a_row / runs * size[0] / size[1]))
-    style = f"width: 100%; height: min({height}px, 90vh); border: 0"
+    style = f"width: 100%; height: min({height}px, 80vh); border: 0"
     return f'<iframe title="Grad-CAM" style="{style}" srcdoc="{html.escape(page(comparison))}"></iframe>'
 
 
