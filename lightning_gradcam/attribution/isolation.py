@@ -25,17 +25,13 @@ def random_state(seed: int | None = None, holder: Any = None) -> Iterator[None]:
         seed: What to seed all of them with on entry; ``None`` leaves them as they are.
         holder: An object whose own random generators are restored as well, such as a dataset with one in a transform.
     """
-    # Seeding CUDA before it is initialised would only be queued, and would later overwrite the run's own seed.
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     numpy_state, python_state = np.random.get_state(), random.getstate()
     held = _generators(holder)
     restore_held = [_restorer(generator) for generator in held]
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(()), _cuda_state(seed):
         try:
             if seed is not None:
                 torch.default_generator.manual_seed(seed)
-                if devices:
-                    torch.cuda.manual_seed_all(seed)
                 np.random.seed(seed)
                 random.seed(seed)
                 for generator in held:
@@ -46,6 +42,28 @@ def random_state(seed: int | None = None, holder: Any = None) -> Iterator[None]:
             random.setstate(python_state)
             for restore in restore_held:
                 restore()
+
+
+@contextmanager
+def _cuda_state(seed: int | None) -> Iterator[None]:
+    """Let the CUDA devices' own generators be in a state of ours, seeded or a copy of theirs.
+
+    States are exchanged, never set: after a seed or a state is set, as by `fork_rng`, the next training step of a
+    recurrent layer with dropout draws cuDNN's state anew (`reset_rnn_state` of torch's CUDA generator).
+    """
+    # Seeding CUDA before it is initialised would only be queued, and would later overwrite the run's own seed.
+    generators = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    own = [generator.graphsafe_get_state() for generator in generators]
+    try:
+        for generator in generators:
+            other = generator.clone_state()
+            if seed is not None:
+                other.manual_seed(seed)
+            generator.graphsafe_set_state(other)
+        yield
+    finally:
+        for generator, state in zip(generators, own, strict=True):
+            generator.graphsafe_set_state(state)
 
 
 GENERATORS = (torch.Generator, np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random)
