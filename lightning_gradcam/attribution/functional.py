@@ -172,7 +172,8 @@ def _to_host(found: Any) -> Any:
 def copied_at_once(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copies of tensors on the CPU; from another device all come in one transfer."""
     order = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())  # so that each is aligned
-    whole = torch.cat([tensors[i].contiguous().flatten().view(torch.uint8) for i in order]).cpu()
+    # As a column, whose rows lie one after another also where there is a single one, of any stride.
+    whole = torch.cat([tensors[i].contiguous().flatten()[:, None].view(torch.uint8).flatten() for i in order]).cpu()
     parts = whole.split([tensors[i].nbytes for i in order])
     copies = list(tensors)
     for i, part in zip(order, parts, strict=True):

@@ -342,6 +342,8 @@ def test_tensors_of_all_kinds_are_copied_at_once():
         torch.empty(0, 4),
         torch.tensor(7.5),
         torch.rand(2, 3, dtype=torch.float16),
+        torch.rand(1, 5)[:, 1],  # the score of a single picture
+        torch.rand(1, 5).T[:1],
     ]
     copies = copied_at_once(given)
     for one, other in zip(given, copies, strict=True):
