@@ -245,14 +245,14 @@ def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 @contextmanager
 def _rnns_without_cudnn(model: nn.Module) -> Iterator[None]:
     """Let recurrent layers run without cuDNN, whose backward passes refuse models in eval mode."""
-    left: list[AbstractContextManager[Any]] = []
+    left: list[bool] = []
 
     def enter(module: nn.Module, args: Any) -> None:
-        left.append(torch.backends.cudnn.flags(enabled=False))
-        left[-1].__enter__()
+        left.append(torch.backends.cudnn.enabled)
+        torch.backends.cudnn.enabled = False  # `flags()` fails where the new precision settings are used
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        left.pop().__exit__(None, None, None)
+        torch.backends.cudnn.enabled = left.pop()
 
     handles = []
     try:

@@ -140,6 +140,19 @@ def test_frames_that_are_looked_at_one_by_one_give_no_map_of_the_last_alone():
         gradcam(OneByOne().eval(), torch.rand(2, 4, 3, 16, 12))
 
 
+@pytest.fixture(params=["as it is", "ieee"])
+def precision_of_convolutions(request):
+    """The setting of newer versions of torch, beside which the older one cannot be read."""
+    settings = getattr(torch.backends.cudnn, "conv", None)
+    before = getattr(settings, "fp32_precision", None)
+    if settings is not None and request.param == "ieee":
+        settings.fp32_precision = "ieee"
+    yield
+    if settings is not None:
+        settings.fp32_precision = before
+
+
+@pytest.mark.usefixtures("precision_of_convolutions")
 def test_recurrent_layers_run_without_cudnn_and_leave_it_on():
     seen = []
 
