@@ -179,10 +179,7 @@ def _gradients(
         if not scores.requires_grad:
             return None
         try:
-            gradients = [
-                torch.autograd.grad(column, leaves, allow_unused=True, retain_graph=more)
-                for column, more in summed_scores(scores)
-            ]
+            gradients = [_gradient(column, leaves, more) for column, more in summed_scores(scores)]
         except RuntimeError as error:
             if "checkpoint" not in str(error).lower():
                 raise
@@ -192,6 +189,22 @@ def _gradients(
     return scores, {
         name: _stack_scores(scores, one) for name, one in zip(taps, zip(*gradients, strict=True), strict=True)
     }
+
+
+def _gradient(score: Tensor, leaves: Sequence[Tensor], more: bool) -> Sequence[Tensor | None]:
+    """The gradient of a score; where it is float16, by that of a multiple, which loses no digits.
+
+    The mean over many cells makes gradients small: 1 / 224^2 is where float16 begins to lose digits, and volumes have
+    more cells. So GradScaler does with losses.
+    """
+    if all(leaf.dtype != torch.float16 for leaf in leaves):
+        return torch.autograd.grad(score, leaves, allow_unused=True, retain_graph=more)
+    scale = 2.0**15  # the largest power that float16 holds
+    while True:
+        found = torch.autograd.grad(score.float() * scale, leaves, allow_unused=True, retain_graph=True)
+        if scale <= 1 or all(one is None or bool(one.isfinite().all()) for one in found):
+            return [None if one is None else one.float() / scale for one in found]
+        scale /= 16
 
 
 def summed_scores(scores: Tensor) -> list[tuple[Tensor, bool]]:

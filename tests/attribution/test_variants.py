@@ -128,6 +128,26 @@ def test_autocast(net, images, expected, dtype):
         close(gradcam(Cast().eval(), images, layer, target=1), expected, 0.05)
 
 
+@pytest.mark.parametrize("size", [(224, 224), (32, 96, 96)], ids=str)
+@pytest.mark.parametrize("weight", [1.0, 1e4])
+def test_float16_loses_nothing_to_the_mean_over_many_cells(size, weight):
+    class Cast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = (nn.Conv2d if len(size) == 2 else nn.Conv3d)(1, 4, 3, padding=1)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, images):
+            with torch.autocast("cpu", torch.float16, enabled=cast):
+                return self.head(self.conv(images).relu().flatten(2).mean(2)) * weight
+
+    cast = False
+    model, images = Cast().eval(), torch.rand(1, 1, *size)
+    expected = gradcam(model, images, "conv", target=1)
+    cast = True
+    close(gradcam(model, images, "conv", target=1), expected, 3e-3)
+
+
 def test_frozen(net, images, expected):
     for layer in (LAYER, None):
         assert torch.equal(gradcam(net.requires_grad_(False), images, layer, target=1), expected)
