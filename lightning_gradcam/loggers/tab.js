@@ -21,6 +21,7 @@ label { display: inline-flex; gap: .3rem; align-items: center; min-height: 1.6re
 label span { color: var(--soft); white-space: nowrap; }
 input { flex: none; width: 1rem; height: 1rem; margin: 0; accent-color: var(--accent); }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+.spoken { position: absolute; width: 1px; height: 1px; margin: 0; overflow: hidden; clip-path: inset(50%); }
 main { position: relative; flex: 1; min-height: 0; }
 main p { margin: 1rem; color: var(--soft); }
 iframe { position: absolute; inset: 0; width: 100%; height: 100%; border: 0; }
@@ -236,7 +237,7 @@ export async function render() {
   document.documentElement.lang = "en";
   document.title = "Grad-CAM";
   document.head.append(element("style", { textContent: STYLE }));
-  document.body.append(element("header", {}, bar, status), main);
+  document.body.append(element("header", {}, element("h1", { className: "spoken", textContent: "Grad-CAM" }), bar, status), main);
   new MutationObserver(setTheme).observe(parent.document.body, { attributes: true, attributeFilter: ["class"] });
   setTheme();
   readAddress();

@@ -7,18 +7,17 @@ from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from pytorch_lightning.loggers import TensorBoardLogger
-from records import LEFT, RIGHT, data_of, write
+from records import data_of
+from tabs import OBSERVATIONS, grow, install_entry_point, logged
 from tensorboard import default
 from tensorboard.backend.application import TensorBoardWSGIApp
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
-from tiny import HOSTILE, ROOT, TinyModule, loader, python, trainer
-from torch.utils.tensorboard import SummaryWriter
+from tiny import HOSTILE, ROOT, Images, TinyModule, Traced, different, loader, outcome, python, trainer
 from werkzeug.test import Client
 
 from lightning_gradcam import GradCAMCallback, Record
@@ -75,32 +74,6 @@ class Tab:
         return self.get("page", query_string=[("run", name) for name in names]).text
 
 
-def logged(run, *observations, prefix="gradcam", folder=None, **options):
-    """A run as the callback leaves it: a record, and in the event file where that lies."""
-    folder = Path(folder or Path(run, prefix))
-    if observations:
-        write(folder, observations, **{"name": "as the record has it"} | options)
-    writer = SummaryWriter(run)
-    write_record(SimpleNamespace(experiment=writer), f"{prefix}/record", folder)
-    writer.close()
-    return folder
-
-
-def grow(folder):
-    """Another observation."""
-    last = sorted(Path(folder).glob("observation=*"))[-1]
-    with np.load(last) as arrays:
-        arrays = dict(arrays)
-    row = json.loads(arrays["row"].tobytes())
-    row["epoch"] += 1
-    arrays["row"] = np.frombuffer(json.dumps(row).encode(), np.uint8)
-    number = int(last.name[12:18]) + 1
-    np.savez(Path(folder, f"observation={number:06d}-epoch={row['epoch']}-step={row['step']}.npz"), **arrays)
-
-
-OBSERVATIONS = ([LEFT, RIGHT], [LEFT, LEFT])
-
-
 # What the callback writes
 
 
@@ -141,6 +114,15 @@ def test_a_run_without_a_record_writes_nothing(options):
         run.validate(TinyModule(), loader(), verbose=False)  # which keeps no record
     assert read("logs") == {}
     assert not Tab().client.get("/data/plugins_listing").json[NAME]["enabled"]
+
+
+def test_training_is_the_same_to_the_last_bit():
+    def train(name, *callbacks):
+        options = {"logger": TensorBoardLogger("logs", name=name, version="")}
+        return outcome(Traced, callbacks, Images(), Images(10), options, {})
+
+    assert different(train("plain"), train("watched", GradCAMCallback(samples=2))) == set()
+    assert read("logs").keys() == {("watched", "gradcam/record")}
 
 
 def test_a_record_that_cannot_be_told_of_is_left_out(monkeypatch):
@@ -186,16 +168,11 @@ def test_it_is_made_of_nothing_and_answers_at_once():
 def test_a_module_with_a_fault_takes_nothing_from_tensorboard(modules, tmp_path):
     logged("logs/run", *OBSERVATIONS)
     package = shutil.copytree(ROOT / NAME, tmp_path / "site" / NAME, ignore=shutil.ignore_patterns("__pycache__"))
-    entry = tmp_path / "site" / "lightning_gradcam-0.dist-info"
-    entry.mkdir()
-    (entry / "METADATA").write_text("Metadata-Version: 2.1\nName: lightning-gradcam\nVersion: 0\n")
-    project = (ROOT / "pyproject.toml").read_text()
-    group = project.partition("[project.entry-points.tensorboard_plugins]\n")[2].partition("\n\n")[0]
-    (entry / "entry_points.txt").write_text(f"[tensorboard_plugins]\n{group.replace(chr(34), '')}\n")
+    install_entry_point(package.parent)
     done = python("-c", FAULTS, str(package.parent), modules)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
-    assert len(answers) > (5 if modules == "record/*.py" else 70)
+    assert len(answers) > (3 if modules == "record/*.py" else 70)
     for module, (enabled, scalars, runs, page) in answers.items():
         assert enabled, module
         assert scalars, module
