@@ -56,7 +56,8 @@ class GradCAMTab(base_plugin.TBPlugin):
         self._pages: Any = None
 
     def get_plugin_apps(self) -> dict[str, Any]:
-        return {_SCRIPT: self._answer_script, "/runs": self._answer_runs, "/page": self._answer_page}
+        answers = {_SCRIPT: self._answer_script, "/runs": self._answer_runs, "/page": self._answer_page}
+        return {route: wrappers.Request.application(answer) for route, answer in answers.items()}
 
     def is_active(self) -> bool:
         return False  # asked where no run has data of this name, which TensorBoard knows by itself
@@ -64,11 +65,9 @@ class GradCAMTab(base_plugin.TBPlugin):
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
         return base_plugin.FrontendMetadata(es_module_path=_SCRIPT, tab_name="Grad-CAM")
 
-    @wrappers.Request.application
     def _answer_script(self, request: wrappers.Request) -> wrappers.Response:
         return Respond(request, Path(__file__).with_name("tab.js").read_text("utf-8"), "application/javascript")
 
-    @wrappers.Request.application
     def _answer_runs(self, request: wrappers.Request) -> wrappers.Response:
         try:
             with self._lock:
@@ -79,7 +78,6 @@ class GradCAMTab(base_plugin.TBPlugin):
             answer = {"error": _in_words(error)}
         return Respond(request, answer, "application/json")
 
-    @wrappers.Request.application
     def _answer_page(self, request: wrappers.Request) -> wrappers.Response:
         try:
             with self._lock:
@@ -99,6 +97,8 @@ class GradCAMTab(base_plugin.TBPlugin):
         """The runs that TensorBoard lists with a record."""
         from lightning_gradcam.loggers.tab_runs import find_runs
 
+        if self._context.data_provider is None:
+            raise LookupError("TensorBoard gives no data; start it without `--generic_data=false`")
         series = self._context.data_provider.read_tensors(
             plugin_util.context(request.environ),
             experiment_id=plugin_util.experiment_id(request.environ),
