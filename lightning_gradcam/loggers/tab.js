@@ -71,6 +71,14 @@ function readAddress() {
   state = parts.get(`${OURS}page`) ?? "";
 }
 
+/** Follow a link that is opened in the same window. */
+function onAddress() {
+  readAddress();
+  drawBar();
+  shown?.contentWindow.location.replace(`#${state}`);
+  showPage();
+}
+
 function keepAddress() {
   clearTimeout(saving); // browsers refuse more than a hundred in half a minute
   saving = setTimeout(() => {
@@ -159,7 +167,9 @@ async function showPage() {
   }
   if (!ready || sought !== wanted) {
     next.remove();
-    if (!ready) say(status, "The page of these runs did not come in two minutes.");
+    if (ready) return;
+    sought = ""; // so that the next look asks for it again
+    say(status, "The page of these runs did not come in two minutes.");
     return;
   }
   takePlace(next, names);
@@ -192,9 +202,11 @@ function takePlace(next, names) {
 async function look() {
   try {
     const answer = await (await fetch("runs")).json();
-    if (answer.error) say(empty, answer.error);
-    runs = answer.runs ?? runs;
-    if (answer.error && !shown) return;
+    if (answer.error) {
+      say(shown ? status : empty, answer.error);
+      return;
+    }
+    runs = answer.runs;
   } catch {
     say(status, "TensorBoard does not answer.");
     return;
@@ -241,6 +253,7 @@ export async function render() {
   new MutationObserver(setTheme).observe(parent.document.body, { attributes: true, attributeFilter: ["class"] });
   setTheme();
   readAddress();
+  parent.addEventListener("hashchange", onAddress);
   onReload(lookIfSeen);
   setInterval(lookIfSeen, POLL);
   addEventListener("resize", lookIfSeen);

@@ -82,7 +82,7 @@ def _run_folders(run: str, logdir: str, logdir_spec: str) -> list[Path]:
 def _read_run(name: str, place: Any, folders: Sequence[Path]) -> TabRun:
     way = json.loads(place)
     tried = [folder / way["relative"] for folder in folders if "relative" in way] + [Path(way["absolute"])]
-    tried = [Path(os.path.normpath(folder)) for folder in tried]
+    tried = [folder.resolve() for folder in tried]
     folder = next((folder for folder in tried if is_record(folder)), None)
     if folder is None:
         damaged = next((folder for folder in tried if (folder / ABOUT).exists()), None)

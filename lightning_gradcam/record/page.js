@@ -428,13 +428,14 @@ $("side").parentElement.hidden = !data.runs.some((run) => run.signed);
 for (const note of data.notes) $("notes").append(element("p", { textContent: note }));
 document.body.style.setProperty("--runs", data.runs.length);
 for (const id of CONTROLS) defaults[id] = $(id).value;
-readState();
-addEventListener("hashchange", () => { readState(); draw(); });
+setNames();
 
 let photos = [];
 Promise.all(data.samples.map((sample) => greyOf(sample.photo))).then((found) => {
   photos = found;
-  draw();
+  const follow = () => { readState(); draw(); };
+  addEventListener("hashchange", follow);
+  follow();
   document.body.dataset.ready = "yes";
   performance.mark("ready");
 });

@@ -190,6 +190,10 @@ def test_the_address_holds_what_is_seen(tab):
     assert one.boxes() == {"a&run=b": True, "strong": True, "weak": False}
     assert one.shows("#now") == "epoch 0"
     assert one.browser.find_element("id", "sort").get_attribute("value") == "drift"
+    # A link that is opened in the same window.
+    one.browser.switch_to.default_content()
+    one.browser.execute_script("location.hash = location.hash.replace('at%3D0', 'at%3D1')")
+    one.wait_until("#now", "epoch 1")
     choose(one.browser, "sort", "order")
     choose(one.browser, "time", 2)
     assert "page=" not in one.where()
