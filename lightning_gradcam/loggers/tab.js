@@ -75,7 +75,7 @@ function readAddress() {
 function onAddress() {
   readAddress();
   drawBar();
-  shown?.contentWindow.location.replace(`#${state}`);
+  if (shown) handState(shown);
   showPage();
 }
 
@@ -141,6 +141,12 @@ function drawBar() {
   if (first) boxes.find((box) => box.checked)?.scrollIntoView({ block: "nearest" });
 }
 
+/** Bring a page to the state, without an entry in the browser's history. */
+function handState(frame) {
+  const { location } = frame.contentWindow; // its whole address, since what is not would be read as below ours
+  location.replace(`${location.href.split("#")[0]}#${state}`);
+}
+
 // The page, in a frame; a newer one is made ready behind the one that is seen, and takes its place at once.
 
 async function showPage() {
@@ -162,7 +168,7 @@ async function showPage() {
   const isReady = () => sought !== wanted || (body()?.dataset.ready === "yes" && !shown?.contentDocument?.querySelector("input:active"));
   const ready = await until(isReady, PATIENCE);
   if (ready && sought === wanted && state !== loaded) {
-    next.contentWindow.location.replace(`#${state}`);
+    handState(next);
     await until(() => body()?.dataset.state === state, 1000);
   }
   if (!ready || sought !== wanted) {

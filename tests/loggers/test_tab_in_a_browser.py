@@ -153,6 +153,29 @@ def test_two_runs_side_by_side_follow_the_training_and_the_reader(tab):
 
 
 @pytest.mark.slow
+def test_the_slider_may_be_moved_while_a_new_page_is_made_ready(tab):
+    folder = logged("logs/run", *THREE)
+    one = tab("--logdir=logs").open()
+    grow(folder)
+    one.in_bar()
+    one.browser.execute_async_script(
+        "const page = document.querySelector('iframe').contentDocument;"
+        "const [done] = arguments;"
+        "const move = () => {"
+        "  if (!document.querySelector('iframe.behind')) return setTimeout(move, 1);"
+        "  page.getElementById('time').value = 0;"
+        "  page.getElementById('time').dispatchEvent(new Event('input'));"
+        "  done();"
+        "};"
+        "dispatchEvent(new Event('resize'));"
+        "move();"
+    )
+    one.in_page()
+    assert one.browser.find_element("id", "time").get_attribute("max") == "3"
+    assert one.shows("#now") == "epoch 0"
+
+
+@pytest.mark.slow
 def test_there_is_no_tab_until_a_run_with_a_record_starts(tab):
     from torch.utils.tensorboard import SummaryWriter
 
