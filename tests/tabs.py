@@ -1,6 +1,7 @@
 """Runs as the callback leaves them for the tab in TensorBoard, and TensorBoard itself."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def tensorboard(*arguments):
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "tensorboard.main", *arguments, f"--port={port}", "--reload_interval=1"]
     variables = environment()
-    variables["PYTHONPATH"] = f"{Path('site').absolute()}:{variables['PYTHONPATH']}"
+    variables["PYTHONPATH"] = os.pathsep.join([str(Path("site").absolute()), variables["PYTHONPATH"]])
     prefix = next((one.partition("=")[2] for one in arguments if one.startswith("--path_prefix=")), "")
     log = Path(f"tensorboard_{port}.log")
     with log.open("w") as opened:

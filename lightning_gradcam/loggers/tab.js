@@ -73,6 +73,7 @@ function readAddress() {
 
 /** Follow a link that is opened in the same window. */
 function onAddress() {
+  if (saving !== null) return; // what is about to be written there is newer
   readAddress();
   drawBar();
   if (shown) handState(shown);
@@ -82,6 +83,7 @@ function onAddress() {
 function keepAddress() {
   clearTimeout(saving); // browsers refuse more than a hundred in half a minute
   saving = setTimeout(() => {
+    saving = null;
     const [address, hash = ""] = parent.location.href.split("#");
     const own = chosen || state ? { runs: queryOf(chosen ?? ticked().map((run) => run.name)), page: state } : {};
     const parts = hash.split("&").filter((part) => part && !part.startsWith(OURS));
