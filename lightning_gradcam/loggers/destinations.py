@@ -19,6 +19,7 @@ SendPicture = Callable[[str, Picture, int], None]  # key, picture, step
 PICTURES = {"WandbLogger": wandb.write_picture, "TensorBoardLogger": tensorboard.write_picture}
 _AXES = {"WandbLogger": wandb.write_axes}
 _CARDS = {"WandbLogger": wandb.write_card, "TensorBoardLogger": tensorboard.write_card}
+_RECORDS = {"TensorBoardLogger": tensorboard.write_record}
 _SAMPLES = {"WandbLogger": wandb.write_samples}
 _ALERTS = {"WandbLogger": wandb.send_alert}
 
@@ -65,6 +66,11 @@ def write_axes(logger: Any, step: int, epoch: int) -> None:
 def write_card(logger: Any, key: str, card: Mapping[str, Any], step: int) -> None:
     """Tell a dashboard what is looked at: a table among TensorBoard's texts, an entry in W&B's config."""
     _where_taken(_CARDS, logger, key, card, step)
+
+
+def write_record(logger: Any, key: str, folder: Path) -> None:
+    """Tell TensorBoard where the record lies, for its tab."""
+    _where_taken(_RECORDS, logger, key, folder)
 
 
 def write_samples(logger: Any, key: str, pictures: Sequence[Image], captions: Sequence[str]) -> None:

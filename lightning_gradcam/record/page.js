@@ -10,6 +10,7 @@ const slices = data.slices.length; // of volumes and clips; 1 of images and sign
 let order = data.runs.map((_, i) => i); // which run stands where; mixed when blind
 let names = data.runs.map((run) => run.name);
 let timer = null;
+let saving = null;
 
 function element(tag, options = {}, ...children) {
   const made = Object.assign(document.createElement(tag), options);
@@ -300,6 +301,56 @@ function draw() {
   arrange();
   drawCharts(t);
   drawCards(t);
+  keepState();
+}
+
+// State: what is not as it was at the start stands in the address, so that a link leads to what is seen.
+
+const CONTROLS = ["colors", "side", "strength", "scale", "sort", "class", "group", "verdict", "slice"];
+const defaults = {};
+
+function stateInWords() {
+  const state = new URLSearchParams();
+  if (now() < moments - 1) state.set("at", data.moments[now()]); // at the last one, the page of a longer run goes on
+  for (const id of CONTROLS) if ($(id).value !== defaults[id]) state.set(id, $(id).value);
+  if ($("blind").checked) state.set("blind", order.join("."));
+  return state.toString();
+}
+
+function keepState() {
+  const state = stateInWords();
+  if (state === document.body.dataset.state) return;
+  document.body.dataset.state = state;
+  clearTimeout(saving); // browsers refuse more than a hundred in half a minute
+  saving = setTimeout(() => {
+    const address = location.href.split("#")[0] + (state && `#${state}`);
+    try {
+      history.replaceState(null, "", address);
+    } catch {} // in a notebook's or dashboard's frame, which has no address of its own
+  }, 400);
+}
+
+const isNumber = (text) => text.trim() !== "" && Number.isFinite(Number(text));
+
+function accepts(control, value) {
+  if (control.options) return [...control.options].some((option) => option.value === value);
+  return isNumber(value) && Number(value) >= control.min && Number(value) <= control.max;
+}
+
+/** Take over the state in the address; what is not understood stays as it was at the start. */
+function readState() {
+  const state = new URLSearchParams(location.hash.slice(1));
+  for (const id of CONTROLS) {
+    const value = state.get(id);
+    $(id).value = value !== null && accepts($(id), value) ? value : defaults[id];
+  }
+  const at = state.get("at") ?? "";
+  const far = (t) => Math.abs(data.moments[t] - at); // of long runs not every moment is in the page
+  $("time").value = isNumber(at) ? data.moments.reduce((best, _, t) => (far(t) < far(best) ? t : best), 0) : moments - 1;
+  $("blind").checked = state.has("blind") && data.runs.length > 1;
+  const places = (state.get("blind") ?? "").split(".").map(Number);
+  const fits = places.length === data.runs.length && data.runs.every((_, run) => places.includes(run));
+  setNames(fits ? places : null);
 }
 
 // Controls
@@ -330,11 +381,12 @@ function startOrStop() {
   play(timer === null);
 }
 
-function setNames() {
+/** Name the runs; when blind by letters, in these places or in random ones. */
+function setNames(places = null) {
   const blind = $("blind").checked;
   order = data.runs.map((_, i) => i);
   if (blind) {
-    order = order.map((run) => [Math.random(), run]).sort((one, two) => one[0] - two[0]).map((pair) => pair[1]);
+    order = places ?? order.map((run) => [Math.random(), run]).sort((one, two) => one[0] - two[0]).map((pair) => pair[1]);
   }
   names = data.runs.map((run, i) => (blind ? String.fromCharCode(65 + order.indexOf(i)) : run.name));
   $("title").textContent = `Grad-CAM: ${order.map((run) => names[run]).join(" and ")}`;
@@ -375,12 +427,15 @@ if (data.runs.length === 1) {
 $("side").parentElement.hidden = !data.runs.some((run) => run.signed);
 for (const note of data.notes) $("notes").append(element("p", { textContent: note }));
 document.body.style.setProperty("--runs", data.runs.length);
+for (const id of CONTROLS) defaults[id] = $(id).value;
 setNames();
 
 let photos = [];
 Promise.all(data.samples.map((sample) => greyOf(sample.photo))).then((found) => {
   photos = found;
-  draw();
+  const follow = () => { readState(); draw(); };
+  addEventListener("hashchange", follow);
+  follow();
   document.body.dataset.ready = "yes";
   performance.mark("ready");
 });

@@ -19,6 +19,7 @@ from lightning_gradcam.loggers.destinations import (
     send_alert,
     write_axes,
     write_card,
+    write_record,
     write_samples,
 )
 from lightning_gradcam.metrics.evidence import explain_empty_maps
@@ -53,6 +54,8 @@ class Outlets:
             self._destinations = find_destinations(trainer.loggers, folder)
             if probe.settings.record is not False and trainer.state.fn == "fit":
                 self.writer = open_record(trainer, probe, folder, resumed_record)
+                key = f"{probe.settings.prefix}/record"
+                _to_each_logger(trainer, "the way to the record", write_record, key, self.writer.folder)
 
     def record(self, trainer: Trainer, look: Look) -> None:
         """Add a look within the run to the record, where there is one."""

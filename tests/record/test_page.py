@@ -324,3 +324,101 @@ def test_the_filter_by_group(opened):
     assert canvases(browser) == both[1:]
     choose(browser, "group", "")
     assert canvases(browser) == both
+
+
+# The address
+
+
+def fragment(browser):
+    wait_for(browser, "(document.body.dataset.state || '') === location.hash.slice(1)")
+    return browser.execute_script("return location.hash")
+
+
+def test_the_address_holds_what_was_changed(runs, opened):
+    browser = opened("weak", "strong")
+    assert fragment(browser) == ""
+    choose(browser, "time", 1)
+    choose(browser, "sort", "drift")
+    choose(browser, "colors", "inferno")
+    choose(browser, "strength", 0.5)
+    assert fragment(browser) == "#at=1&colors=inferno&strength=0.5&sort=drift"
+    seen = canvases(browser)
+    browser.refresh()
+    wait_for(browser, "document.body.dataset.ready === 'yes'")
+    assert text(browser, "#now") == "epoch 1"
+    assert canvases(browser) == seen
+    for name, value in (("time", 2), ("sort", "order"), ("colors", "turbo"), ("strength", 0.75)):
+        choose(browser, name, value)
+    assert fragment(browser) == ""
+
+
+def test_another_address_changes_the_page_at_once(runs, opened):
+    browser = opened("weak", "strong")
+    browser.execute_script("location.hash = '#at=0&verdict=wrong'")
+    wait_for(browser, "document.getElementById('now').textContent === 'epoch 0'")
+    assert browser.find_element("id", "verdict").get_attribute("value") == "wrong"
+    browser.execute_script("location.hash = '#at=1'")
+    wait_for(browser, "document.getElementById('now').textContent === 'epoch 1'")
+    assert browser.find_element("id", "verdict").get_attribute("value") == "all"
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["at=", "at=x", "at=NaN&strength=7", "colors=<script>", "%%%", "sort&slice=9", "side=constructor", "at=9e9"],
+)
+def test_what_an_address_says_wrongly_is_left_out(state, runs, opened):
+    browser = opened("weak", "strong")
+    seen = canvases(browser)
+    choose(browser, "time", 0)
+    browser.execute_script("location.hash = arguments[0]", state)
+    wait_for(browser, "document.getElementById('now').textContent === 'epoch 2'")
+    assert canvases(browser) == seen
+    assert fragment(browser) == ""
+
+
+def test_the_address_of_a_long_run_leads_to_the_nearest_epoch(opened):
+    write("run", [[LEFT, RIGHT]] * 250)
+    browser = opened("run")
+    browser.execute_script("location.hash = '#at=100'")
+    wait_for(browser, "document.getElementById('now').textContent === 'epoch 101'")
+
+
+def test_blind_places_come_back_by_the_address(runs, opened):
+    browser = opened("weak", "strong")
+    browser.execute_script("location.hash = '#blind=1.0'")
+    wait_for(browser, "document.getElementById('blind').checked")
+    seen = canvases(browser)
+    assert text(browser, "#title") == "Grad-CAM: A and B"
+    browser.execute_script("location.hash = ''")
+    wait_for(browser, "!document.getElementById('blind').checked")
+    assert [card[::-1] for card in canvases(browser)] == seen
+    browser.execute_script("location.hash = '#blind=7'")  # of other runs: still blind
+    wait_for(browser, "document.getElementById('blind').checked")
+
+
+def test_a_frame_without_an_address_of_its_own_works(runs, opened):
+    browser = opened("weak", "strong")
+    browser.execute_script(
+        "const frame = document.createElement('iframe');"
+        "frame.srcdoc = arguments[0]; frame.setAttribute('sandbox', 'allow-scripts'); document.body.append(frame);",
+        page(compare("weak", "strong")),
+    )
+    browser.switch_to.frame(browser.find_element("css selector", "iframe"))
+    wait_for(browser, "document.body.dataset.ready === 'yes'")
+    choose(browser, "time", 1)
+    wait_for(browser, "document.body.dataset.state === 'at=1'")
+    browser.switch_to.default_content()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_what_embeds_the_page_may_choose_its_theme(theme, runs, opened):
+    browser = opened("weak", "strong")
+    paper = "return getComputedStyle(document.body).backgroundColor"
+    for preferred in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": preferred}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        browser.execute_script("delete document.documentElement.dataset.theme")
+        assert browser.execute_script(paper) == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 22, 22)"}[preferred]
+        browser.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
+        assert browser.execute_script(paper) == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 22, 22)"}[theme]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
