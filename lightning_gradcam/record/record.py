@@ -308,7 +308,7 @@ class Writer:
         arrays = {f"region.{name}": _compact(region, size) for name, region in regions.items()}
         # Masks of volumes are large, and mostly empty.
         _write(self.folder / SAMPLES, np.savez_compressed, photos=_thinned(photos), **arrays)
-        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        started = datetime.now(timezone.utc).isoformat()
         own = {"schema": SCHEMA, "id": self.id, "session": self.session, "started": started}
         about = {**own, "size": size, "time": None, "spacing": None, **about}
         write_whole(self.folder / ABOUT, json.dumps(about, indent=1).encode())
