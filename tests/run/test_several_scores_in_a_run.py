@@ -19,8 +19,8 @@ def fit(target, run="run", **options):
 def test_a_run(monkeypatch):
     pictures = {}
     monkeypatch.setattr(
-        "lightning_gradcam.loggers.destinations.PICTURES",
-        {"TensorBoardLogger": lambda logger, key, picture, step: pictures.update({key: picture})},
+        "lightning_gradcam.loggers.tensorboard.write_picture",
+        lambda logger, key, picture, step: pictures.update({key: picture}),
     )
     recorder = fit([2, 0], batch_fn=lambda batch: Batch(*batch, groups=["a", "b", "a"]), display=Display(tile=64))
     grid = pictures["gradcam/grid"]
