@@ -41,3 +41,13 @@ def rows(logger):
         time.sleep(0.2)
     history = [record.history.item for record in found]
     return [{"/".join(i.nested_key): json.loads(i.value_json) for i in items} for items in history if items]
+
+
+def artifact_files():
+    """The paths within each artifact of a finished offline run, where tables keep their pictures, a list each."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (path,) = Path("wandb").glob("offline-run-*/*.wandb")
+    found = [Record.FromString(data) for data in records(path)]
+    artifacts = [record.artifact for record in found if record.HasField("artifact")]
+    return [[one.path for one in artifact.manifest.contents] for artifact in artifacts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,20 +12,16 @@ from lightning_gradcam.picture.encode import Picture, encode
 
 def write_picture(logger: Any, key: str, picture: Picture, step: int) -> None:
     """Log a JPEG or a GIF, which Trackio copies; of an image it would make a PNG."""
-    from trackio import Image
-
     data, ending = encode(picture)
     with TemporaryDirectory() as folder:
         path = Path(folder, f"picture.{ending}")
         path.write_bytes(data)
-        _run(logger).log({key: Image(str(path))}, step=step)
+        _run(logger).log({key: import_module("trackio").Image(str(path))}, step=step)
 
 
 def write_page(logger: Any, key: str, page: str, step: int) -> None:
     """Log the page."""
-    from trackio import Html
-
-    _run(logger).log({key: Html(page, inject=False)}, step=step)
+    _run(logger).log({key: import_module("trackio").Html(page, inject=False)}, step=step)
 
 
 def send_alert(logger: Any, title: str, text: str) -> None:
@@ -34,6 +31,4 @@ def send_alert(logger: Any, title: str, text: str) -> None:
 
 def _run(logger: Any) -> Any:
     """The logger's run, or where it does not hand that out, Trackio itself, which logs to the run of this thread."""
-    import trackio
-
-    return getattr(logger, "experiment", trackio)
+    return logger.experiment if hasattr(logger, "experiment") else import_module("trackio")

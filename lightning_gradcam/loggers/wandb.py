@@ -59,7 +59,7 @@ def write_table(logger: Any, key: str, columns: Mapping[str, Sequence[Any]]) -> 
     def cell(value: Any) -> Any:
         return WandbImage(value, file_type="jpg") if isinstance(value, Image) else value
 
-    lines = [[cell(value) for value in line] for line in list(zip(*columns.values(), strict=True))[:_MOST]]
+    lines: list[Any] = [[cell(value) for value in line] for line in list(zip(*columns.values(), strict=True))[:_MOST]]
     logger.experiment.log({key: Table(columns=list(columns), data=lines)}, commit=False)
 
 

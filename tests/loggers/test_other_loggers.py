@@ -258,10 +258,8 @@ def test_what_a_logger_makes_up_is_no_method():
 
 
 def test_swanlab_has_the_method():
-    pytest.importorskip("swanlab")
-    from swanlab.integration.pytorch_lightning import SwanLabLogger
-
-    assert images.are_taken_by(SwanLabLogger(mode="disabled"))
+    package = pytest.importorskip("swanlab.integration.pytorch_lightning")
+    assert images.are_taken_by(package.SwanLabLogger(mode="disabled"))
 
 
 def test_each_of_several_loggers_gets_its_own():
