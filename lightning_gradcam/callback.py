@@ -54,6 +54,9 @@ class GradCAMCallback(Callback):
     ``clip``                  of clips: the first samples, frame by frame, as a GIF or a video
     ``guided_backprop``       pictures, see ``guided``: which pixels speak for the score, by the guided gradient
     ``guided_gradcam``        pictures: that, times the map
+    ``page``                  the run so far as a page with sliders, after the 2nd, 4th, 8th, ... look and at the
+                              end, where there is a record
+    ``table``                 W&B, at the end: the last look as a table, a line a sample
     ``drift``                 how far maps moved since the observation before; 0 still, 1 moved wholly    median
     ``drift_from_reference``  the same from the reference, see :class:`Drift`                             median
     ``difference_from_<run>`` one less the agreement with the last maps of ``Drift(reference_run=...)``   median
@@ -88,10 +91,11 @@ class GradCAMCallback(Callback):
     asked for; with ``target="predicted"`` also those whose
     prediction changed, which ``prediction_flips`` counts.
 
-    Pictures go to every ``TensorBoardLogger`` and ``WandbLogger`` of the trainer; where there is none, to JPEG files
-    in ``<prefix>/`` in the run's folder. Numbers go through ``LightningModule.log`` to every logger and can be
-    monitored: between observations, and where a number is not defined, monitors get the last one that was. Those from
-    before training go to the loggers directly, at step 0.
+    Pictures go to every logger of the trainer that takes some: those for TensorBoard, W&B, MLflow, Comet, LitLogger and
+    Trackio, and any with a method ``log_image(key, images, step)``. Where there is none, they go to JPEG files in
+    ``<prefix>/`` in the run's folder. The page goes to all of these but TensorBoard and the last kind. Numbers go
+    through ``LightningModule.log`` to every logger and can be monitored: between observations, and where a number is
+    not defined, monitors get the last one that was. Those from before training go to the loggers directly, at step 0.
 
     Args:
         target_layer: A dotted name from the LightningModule or from its inner model (``"layer4"``,
@@ -305,6 +309,11 @@ class GradCAMCallback(Callback):
             self._observe_after_epoch(trainer.current_epoch - 1, trainer, pl_module, log_numbers_directly)
         else:
             self._session.observe_guided(trainer, pl_module)
+        self._session.finish(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Hand out what was seen until the run was interrupted."""
+        self._session.finish(trainer)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._session.observe(trainer, pl_module, logged_step(trainer))

@@ -1,4 +1,4 @@
-"""Weights & Biases: pictures in the row of the epoch's numbers, the config, alerts."""
+"""Weights & Biases: pictures and pages in the row of the epoch's numbers, a table, the config, alerts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from lightning_gradcam.picture.encode import Picture, gif
 
-_MOST = 108  # images that W&B shows of a key
+_MOST = 108  # images that W&B shows of a key, in a panel or in a table
 
 
 def write_picture(logger: Any, key: str, picture: Picture, step: int) -> None:
@@ -23,9 +23,9 @@ def write_picture(logger: Any, key: str, picture: Picture, step: int) -> None:
     logger.experiment.log({key: media}, commit=False)
 
 
-def write_axes(logger: Any, step: int, epoch: int) -> None:
+def write_axes(logger: Any, step: int, epoch: int, commit: bool = False) -> None:
     """Put both into the row of the pictures, which the user's own ``log`` may commit before Lightning does."""
-    logger.experiment.log({"trainer/global_step": step, "epoch": epoch}, commit=False)
+    logger.experiment.log({"trainer/global_step": step, "epoch": epoch}, commit=commit)
 
 
 def write_card(logger: Any, key: str, card: Mapping[str, Any], step: int) -> None:
@@ -42,6 +42,25 @@ def write_samples(logger: Any, key: str, pictures: Sequence[Image], captions: Se
         for picture, caption in zip(pictures[:_MOST], captions[:_MOST], strict=True)
     ]
     logger.experiment.log({key: images}, commit=False)
+
+
+def write_page(logger: Any, key: str, page: str, step: int) -> None:
+    """Add the page to the row, as it is: W&B would add a stylesheet of its own."""
+    from wandb import Html
+
+    logger.experiment.log({key: Html(page, inject=False)}, commit=False)
+
+
+def write_table(logger: Any, key: str, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Add a table to the row, of at most 108 lines."""
+    from wandb import Image as WandbImage
+    from wandb import Table
+
+    def cell(value: Any) -> Any:
+        return WandbImage(value, file_type="jpg") if isinstance(value, Image) else value
+
+    lines: list[Any] = [[cell(value) for value in line] for line in list(zip(*columns.values(), strict=True))[:_MOST]]
+    logger.experiment.log({key: Table(columns=list(columns), data=lines)}, commit=False)
 
 
 def send_alert(logger: Any, title: str, text: str) -> None:

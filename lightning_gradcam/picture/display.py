@@ -38,6 +38,7 @@ class Display:
         tile: Longer side of an image's tile in pixels, at least 32. The planes of a volume, the frames of a clip or a
             signal take up to twice as much in width.
         per_sample: Give W&B each sample as an image of its own as well, with a caption; at most 108 of them.
+        page: Give the loggers that take one the page of the run, which needs the record.
         font: A TrueType file, for class names in scripts that the font of this package does not cover.
 
     Raises:
@@ -53,6 +54,7 @@ class Display:
     counterfactual: bool = False
     tile: int = 160
     per_sample: bool = False
+    page: bool = True
     font: str | Path | None = None
 
     def __post_init__(self) -> None:

@@ -17,23 +17,30 @@ from lightning_gradcam.loggers.destinations import (
     comes_last,
     find_destinations,
     send_alert,
+    takes_pages,
+    takes_tables,
     write_axes,
     write_card,
+    write_page,
     write_record,
     write_samples,
+    write_table,
 )
 from lightning_gradcam.metrics.evidence import explain_empty_maps
 from lightning_gradcam.picture.encode import Picture
 from lightning_gradcam.picture.filmstrip import Filmstrip
 from lightning_gradcam.picture.text import printable
-from lightning_gradcam.record.record import Writer
+from lightning_gradcam.record.compare import compare
+from lightning_gradcam.record.page import page
+from lightning_gradcam.record.record import Record, Writer
 from lightning_gradcam.run.failures import left_out, warn
 from lightning_gradcam.run.history import History
 from lightning_gradcam.run.pictures import Look, sample_pictures
 from lightning_gradcam.run.probe import Probe
 from lightning_gradcam.run.recording import open_record, write_look
 from lightning_gradcam.run.settings import Settings
-from lightning_gradcam.run.trainer import LightningModule, Trainer, leaves_nothing
+from lightning_gradcam.run.table import sample_table
+from lightning_gradcam.run.trainer import LightningModule, Trainer, leaves_nothing, stops_here
 
 
 class Outlets:
@@ -50,6 +57,7 @@ class Outlets:
         self._destinations: list[SendPicture] = []
         self._already_logged: set[str] = set()
         self._late: list[Callable[[], object]] = []
+        self._unshown: tuple[Look, int] | None = None  # the last look of the run and its step
         if not leaves_nothing(trainer):
             self._destinations = find_destinations(trainer.loggers, folder)
             if probe.settings.record is not False and trainer.state.fn == "fit":
@@ -83,10 +91,10 @@ class Outlets:
             with left_out(trainer, "a picture"):
                 send()
 
-    def write_axes(self, trainer: Trainer, look: Look, step: int) -> None:
-        """Tell the loggers when the pictures that follow are of."""
+    def write_axes(self, trainer: Trainer, look: Look, step: int, commit: bool = False) -> None:
+        """Tell the loggers when the pictures that follow are of, or with ``commit`` those that were handed out."""
         epoch = trainer.current_epoch if look.moment is None else look.moment.epoch
-        _to_each_logger(trainer, "a picture", write_axes, step, epoch)
+        _to_each_logger(trainer, "a picture", write_axes, step, epoch, commit)
 
     def explain(self, trainer: Trainer, look: Look) -> None:
         """Say once why maps cannot be read, and at every alert which samples have moved."""
@@ -111,6 +119,47 @@ class Outlets:
         for prefix in look.seen.maps if look.probe.settings.display.per_sample else ():
             images = sample_pictures(look, history, prefix)
             _to_each_logger(trainer, "the samples' pictures", write_samples, f"{prefix}/samples", *images)
+
+    def show_run(self, trainer: Trainer, look: Look, step: int, history: History) -> None:
+        """Hand out the page of the run so far at every doubling of its looks, and at the last one the table as well."""
+        if look.moment is None:
+            return
+        if look.moment.complete and stops_here(trainer):
+            self._send_pages(trainer, look, step)
+            self._send_tables(trainer, look, history)
+            self._unshown = None
+            return
+        self._unshown = look, step
+        if history.count > 1 and history.count & (history.count - 1) == 0:
+            self._send_pages(trainer, look, step)
+
+    def finish(self, trainer: Trainer, history: History) -> None:
+        """Hand out page and table where nobody knew the last look to be the last."""
+        if self._unshown is None:
+            return
+        (look, step), self._unshown = self._unshown, None
+        self._send_pages(trainer, look, step)
+        self._send_tables(trainer, look, history)
+        self.write_axes(trainer, look, step, commit=True)
+
+    def _send_pages(self, trainer: Trainer, look: Look, step: int) -> None:
+        takers = [logger for logger in trainer.loggers if takes_pages(logger)]
+        if self.writer is None or not takers or not look.probe.settings.display.page:
+            return
+        with left_out(trainer, "the page of the run"):
+            record = Record.open(self.writer.folder)
+            for prefix in look.seen.maps:
+                # Of all samples, as the numbers beside it in the dashboard are.
+                text = page(compare(record, samples="all", layer=prefix))
+                _to_each_logger(trainer, "the page of the run", write_page, f"{prefix}/page", text, step)
+
+    def _send_tables(self, trainer: Trainer, look: Look, history: History) -> None:
+        if not any(takes_tables(logger) for logger in trainer.loggers):
+            return
+        for prefix in look.seen.maps:
+            with left_out(trainer, "the table of the samples"):
+                table = sample_table(look, history, prefix)
+                _to_each_logger(trainer, "the table of the samples", write_table, f"{prefix}/table", table)
 
     def write_card(self, trainer: Trainer, look: Look, step: int) -> None:
         """Tell the dashboards what is looked at, in words."""

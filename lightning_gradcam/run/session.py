@@ -145,6 +145,12 @@ class Session:
             if self.outlets is not None:
                 self.outlets.deliver(trainer)
 
+    def finish(self, trainer: Trainer) -> None:
+        """Hand out what belongs to the end of the run."""
+        if self.outlets is not None:
+            with torch_defaults():
+                self.outlets.finish(trainer, self.history)
+
     def keep_first_batch(self, trainer: Trainer, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         """Copy the batch that Lightning hands over, where it has to serve as the fixed batch."""
         missing = self.probe is None and self.first_batch is None and batch_idx == 0
@@ -234,6 +240,7 @@ class Session:
         if step is not None:
             self.outlets.explain(trainer, look)
             self.outlets.send_samples(trainer, look, self.history)
+            self.outlets.show_run(trainer, look, step, self.history)
         if look.moment is not None and look.moment.epoch < 0:
             self.outlets.write_card(trainer, look, step or 0)
         if look.seen.gradients is not None:

@@ -1,7 +1,6 @@
 """What TensorBoard, W&B and other loggers hold after a run, read back from their own files and pages."""
 
 import json
-import struct
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from offline import rows
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from tiny import TinyModule, events, loader, trainer
@@ -169,43 +169,6 @@ def test_tensorboard_serves_the_pictures(request):
         picture = Image.open(BytesIO(ask(f"{plugin}/individualImage?{image['query']}")))
         picture.load()
         assert picture.format == "JPEG"
-
-
-def records(path):
-    """The records of a W&B run file: LevelDB's log format behind a header of seven bytes.
-
-    Blocks of 32 KiB hold chunks of checksum (4 bytes), length (2) and type (1: whole, 2: first, 3: middle, 4: last).
-    """
-    data, at, parts = path.read_bytes(), 7, []
-    while at + 7 <= len(data):
-        left = -at % 32768
-        if 0 < left < 7:
-            at += left
-            continue
-        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
-        if at + 7 + length > len(data):  # W&B is writing it: it closes the file while or after `finish` returns
-            return
-        parts.append(data[at + 7 : at + 7 + length])
-        at += 7 + length
-        if kind in (1, 4):
-            yield b"".join(parts)
-            parts = []
-
-
-def rows(logger):
-    """The history rows of an offline run, from its own file."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    logger.experiment.finish()
-    (path,) = Path("wandb").glob("offline-run-*/*.wandb")
-    found = []
-    for _ in range(150):  # W&B writes the file from a process of its own
-        found = [Record.FromString(data) for data in records(path)]
-        if any(record.HasField("exit") for record in found):
-            break
-        time.sleep(0.2)
-    history = [record.history.item for record in found]
-    return [{"/".join(i.nested_key): json.loads(i.value_json) for i in items} for items in history if items]
 
 
 @pytest.mark.parametrize("beside", ["alone", "tensorboard first", "tensorboard last", "without validation"])
