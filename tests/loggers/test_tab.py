@@ -21,7 +21,7 @@ from tiny import HOSTILE, ROOT, Images, TinyModule, Traced, different, loader, o
 from werkzeug.test import Client
 
 from lightning_gradcam import GradCAMCallback, Record
-from lightning_gradcam.loggers import destinations
+from lightning_gradcam.loggers import tensorboard
 from lightning_gradcam.loggers.tab import GradCAMTab
 from lightning_gradcam.loggers.tensorboard import write_record
 
@@ -132,7 +132,7 @@ def test_a_record_that_cannot_be_told_of_is_left_out(monkeypatch):
     def fail(*args):
         raise OSError("disk full")
 
-    monkeypatch.setitem(destinations._RECORDS, "TensorBoardLogger", fail)
+    monkeypatch.setattr(tensorboard, "write_record", fail)
     run = trainer(GradCAMCallback(samples=2), logger=TensorBoardLogger("logs"), max_epochs=1)
     with pytest.warns(UserWarning, match="the way to the record in epoch 0, step 0, failed and is left out.*disk full"):
         run.fit(TinyModule(), loader(), loader())

@@ -264,8 +264,11 @@ def test_a_wandb_run_that_was_finished(tmp_path):
     logger, recorder, module = Finished(save_dir=str(tmp_path.resolve()), offline=True), Recorder(), TinyModule()
     module.on_train_epoch_start = logger.experiment.finish
     run = trainer(callback(), logger=[recorder, logger])
-    with pytest.warns(UserWarning, match="a picture in epoch 0, .* failed and is left out"):
+    with pytest.warns(UserWarning, match="failed and is left out") as warned:
         run.fit(module, loader(), loader())
+    told = {str(one.message).partition(" in epoch")[0] for one in warned}
+    what = ("a picture", "the page of the run", "the table of the samples")
+    assert {f"GradCAMCallback: {one}" for one in what} <= told
     assert recorder.steps("gradcam/strength") == [0, 2, 5]
 
 
