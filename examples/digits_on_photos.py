@@ -234,7 +234,7 @@ def main() -> None:
         print(f"{run:12}" + "".join(f"{value:14.2f}" for value in row.values()))
     print(f"{'uniform map':54}{(DIGIT / SIZE) ** 2:14.2f}{(TAG / SIZE) ** 2:14.2f}")
     if args.logger == "tensorboard":
-        print("\nNow look at it, under Images:  tensorboard --logdir runs --samples_per_plugin images=100")
+        print("\nNow look at it, under Grad-CAM and Images:  tensorboard --logdir runs --samples_per_plugin images=100")
         weak, strong = (f"runs/{run}{ending}" for run in ("weak", "strong"))
         print(f"Or side by side, epoch by epoch:  lightning-gradcam compare {weak} {strong} -o weak-strong.html")
 
