@@ -14,6 +14,7 @@ from lightning_gradcam.attribution.regions import region_masks
 from lightning_gradcam.attribution.spatial import in_words
 from lightning_gradcam.metrics.drift import agreement, similarity
 from lightning_gradcam.metrics.numbers import aggregate, describe
+from lightning_gradcam.record.differences import Difference, differences, differences_in_words
 from lightning_gradcam.record.record import Record
 
 By = Literal["epoch", "step", "fraction"]
@@ -98,6 +99,17 @@ class Comparison:
         order = [i for i in least.argsort(kind="stable").tolist() if self.used[i] and least[i] <= 1]
         return [(ids[i], float(least[i])) for i in order]
 
+    def differences(self) -> list[Difference]:
+        """What the other runs have less or more than the first at the last moment, over :attr:`used`, by number."""
+        first, found = self.runs[0], []
+        for run in self.runs[1:]:
+            sides = [
+                {key: value[-1][self.used] for key, value in {"drift": one.drift, **one.values}.items()}
+                for one in (first, run)
+            ]
+            found += differences((first.name, run.name), *sides)
+        return found
+
     def _repr_html_(self) -> str:
         """The page, where a notebook ends a cell with it."""
         from lightning_gradcam.record.page import frame
@@ -132,6 +144,8 @@ class Comparison:
         lines += ["", *self.notes]
         if differ:
             lines.append(f"The runs agree least at the last moment on {differ}.")
+        if apart := differences_in_words(self.differences()):
+            lines += ["", "At the last moment:", *apart]
         return "\n".join(lines)
 
 

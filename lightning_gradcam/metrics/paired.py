@@ -1,0 +1,80 @@
+"""Whether a number differs between two runs on the same samples, by what the samples themselves show.
+
+The samples are the unit: what follows is of these samples and these two runs, and says nothing of other seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+
+FEW = 12  # samples up to which all signs are tried
+_FLIPS = 9_999  # drawn with more of them; with what was found that makes 10,000
+FEWEST_FOR_INTERVAL = 32  # samples; with 16 the bootstrap's 95 % interval misses in 8 % of cases, with 8 in 12 %
+_RESAMPLES = 9_999
+
+
+def sign_flip_p(differences: np.ndarray) -> float:
+    """The p value of the mean of paired differences, by flipping their signs.
+
+    Where neither run has more than the other, each difference is as likely with the other sign. The p value is the
+    share of all ways to set the signs whose mean is as far from 0 as the one found, or farther: of all ``2^n`` ways up
+    to 12 samples, else of 9,999 drawn with a fixed seed and the one found. This is Fisher's randomization test for
+    paired data (The Design of Experiments, 1935, section 21), and two-sided.
+
+    Args:
+        differences: ``(n,)``, finite, at least one.
+
+    Returns:
+        In (0, 1]: at least ``2 / 2^n`` where they are not all 0, and at least 0.0001.
+    """
+    n = len(differences)
+    if n <= FEW:
+        signs = np.array(list(product((1.0, -1.0), repeat=n)))
+    else:
+        drawn = np.random.default_rng(0).integers(0, 2, (_FLIPS, n)) * 2.0 - 1
+        signs = np.concatenate([np.ones((1, n)), drawn])
+    differences = np.asarray(differences, np.float64)
+    sums = np.abs(signs @ differences)
+    rounding = 1e-12 * np.abs(differences).sum()  # sums of the same numbers in another order
+    return float((sums >= np.abs(differences.sum()) - rounding).mean())
+
+
+def mean_interval(differences: np.ndarray) -> tuple[float, float] | None:
+    """The 95 % interval of the mean of paired differences, by the percentile bootstrap with a fixed seed.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+
+    Args:
+        differences: ``(n,)``, finite.
+
+    Returns:
+        Both ends; ``None`` below 32 samples, where it would be too narrow.
+    """
+    n = len(differences)
+    if n < FEWEST_FOR_INTERVAL:
+        return None
+    rng, means = np.random.default_rng(0), np.empty(_RESAMPLES)
+    differences = np.asarray(differences, np.float64)
+    for start in range(0, _RESAMPLES, 1000):  # a thousand at once, so that many samples fit into memory
+        rows = means[start : start + 1000]
+        rows[:] = differences[rng.integers(0, n, (len(rows), n))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values adjusted for how many there are, in the order given.
+
+    Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 1979.
+
+    Returns:
+        Each in (0, 1], not below the value itself.
+    """
+    order, adjusted, least = np.argsort(p_values, kind="stable"), [1.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = least
+    return adjusted
