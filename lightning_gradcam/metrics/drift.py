@@ -112,15 +112,16 @@ def topk_iou(maps: Array, others: Array, share: float = 0.2) -> Array:
         ValueError: If the shapes differ.
     """
     check_same_shape(maps, others)
-    xp, ours, theirs = namespace(maps), _strongest_cells(maps, share), _strongest_cells(others, share)
+    number = max(1, round(share * math.prod(maps.shape[1:])))
+    xp, ours, theirs = namespace(maps), strongest_cells(maps, number), strongest_cells(others, number)
     union = (ours | theirs).sum(1)
     defined = xp.isfinite(cells_in_rows(distribution(maps) + distribution(others))).all(1)
     return xp.where(defined, (ours & theirs).sum(1) / union.clip(1, None), math.nan)
 
 
-def _strongest_cells(maps: Array, share: float) -> Array:
+def strongest_cells(maps: Array, number: int) -> Array:
+    """Which cells are the strongest of each map, as many as told or as are positive, ``(n, cells)``, bool."""
     cells = cells_in_rows(maps)
-    number = max(1, round(share * cells.shape[1]))
     rank = (-cells).argsort(1).argsort(1)
     return (rank < number) & (cells > 0)
 

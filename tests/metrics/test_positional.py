@@ -1,0 +1,73 @@
+"""Positional bias: maps that lie at the same place whatever the picture."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_gradcam.metrics.positional import how_often, positional_bias, positional_bias_chance
+
+
+def spots(places, grid=(4, 5)):
+    """Maps with a square of two strong cells each; of 20 cells two are the strongest tenth."""
+    maps = np.zeros((len(places), *grid), np.float32)
+    for one, (row, column) in zip(maps, places, strict=True):
+        one[row, column], one[row, column + 1] = 3, 2
+    return maps
+
+
+def test_by_hand():
+    maps = spots([(0, 0), (0, 1), (0, 0), (3, 3)])
+    maps[0, 2, 2] = 1  # the third, which is not counted
+    expected = np.zeros((4, 5))
+    expected[0, :3], expected[3, 3:] = [0.5, 0.75, 0.25], 0.25
+    for one in (maps, torch.from_numpy(maps)):
+        np.testing.assert_array_equal(np.asarray(how_often(one)), expected)
+        assert positional_bias(one) == 0.75
+
+
+def test_a_map_may_have_fewer_positive_cells_than_a_tenth():
+    maps = -np.ones((2, 4, 5), np.float32)
+    maps[:, 1, 1] = 1
+    assert how_often(maps).sum() == 1
+    assert positional_bias(maps) == 1
+
+
+def test_what_is_no_map_is_left_out():
+    maps = spots([(0, 0), (2, 2), (0, 0), (0, 0)])
+    maps[1], maps[2, 0, 0] = -1, np.nan
+    assert positional_bias(maps) == 1
+    assert math.isnan(positional_bias(-np.abs(maps[:2])))
+    assert math.isnan(positional_bias_chance(-np.abs(maps[:2])))
+    assert math.isnan(positional_bias(maps[:0]))
+    assert np.isnan(how_often(-np.abs(maps[:2]))).all()
+
+
+def test_chance_is_the_percentile_of_shifted_maps():
+    maps = np.random.default_rng(3).normal(size=(16, 6, 6)).astype(np.float32)
+    rng, found = np.random.default_rng(9), []
+    for _ in range(2000):
+        moved = [np.roll(one, rng.integers(0, 6, 2), (0, 1)) for one in maps]
+        found.append(positional_bias(np.stack(moved)))
+    assert positional_bias_chance(maps) == pytest.approx(np.quantile(found, 0.95), abs=1 / 16)
+    assert positional_bias_chance(maps) == positional_bias_chance(torch.from_numpy(maps))
+
+
+def test_one_map_is_all_there_is():
+    assert positional_bias(spots([(0, 0)])) == positional_bias_chance(spots([(0, 0)])) == 1
+
+
+@pytest.mark.parametrize("grid", [(30,), (4, 5), (3, 4, 5)])
+def test_maps_at_one_place_are_beyond_chance_and_maps_anywhere_are_not(grid):
+    rng = np.random.default_rng(0)
+    maps = rng.random((24, *grid), np.float32) / 10
+    still = maps.copy()
+    still.reshape(24, -1)[:, 7] += 1
+    assert positional_bias(still) == 1 > positional_bias_chance(still)
+    assert positional_bias(maps) <= positional_bias_chance(maps) < 0.6
+
+
+def test_many_maps_are_counted_in_parts():
+    maps = np.random.default_rng(0).normal(size=(256, 32, 32)).astype(np.float32)
+    assert 0.1 < positional_bias_chance(maps) < 0.2
