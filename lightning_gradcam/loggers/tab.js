@@ -96,12 +96,17 @@ function keepAddress() {
 
 const isTicked = (run) => ticked().includes(run);
 
-/** The ticked runs, all of one group: by default the newest of the group that is shown, else of the newest group. */
+/**
+ * The ticked runs, all of one group: by default the newest of the group that is shown, else of the newest group. Where the
+ * reader has set something in the page, a run that has just started does not join: it has few moments, and would move the slider.
+ */
 function ticked() {
   const readable = runs.filter((run) => !run.error);
   const wanted = readable.filter((run) => chosen?.has(run.name));
   if (chosen) return wanted.filter((run) => run.group === wanted[0].group);
-  const group = readable.find((run) => shown?.names.includes(run.name))?.group ?? 0;
+  const seen = readable.filter((run) => shown?.names.includes(run.name));
+  if (state && seen.length) return seen;
+  const group = seen[0]?.group ?? 0;
   return readable.filter((run) => run.group === group).slice(-MOST_TICKED);
 }
 

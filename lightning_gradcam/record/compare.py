@@ -245,6 +245,9 @@ def sample_mismatch(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
         one: What is known of a run, with ``fingerprint``, ``ids`` and ``labels``, see :attr:`Record.about`.
         two: The same of another.
     """
+    axes = [len(about.get("size", ())) for about in (one, two)]  # unknown of records of images alone
+    if all(axes) and axes[0] != axes[1]:
+        return f"their images have {axes[0]} and {axes[1]} axes"
     if one["fingerprint"]["identity"] == two["fingerprint"]["identity"]:
         return ""
     lengths = [about["fingerprint"].get("length") for about in (one, two)]

@@ -322,7 +322,9 @@ function keepState() {
   if (state === document.body.dataset.state) return;
   document.body.dataset.state = state;
   clearTimeout(saving); // browsers refuse more than a hundred in half a minute
+  const before = location.hash;
   saving = setTimeout(() => {
+    if (location.hash !== before) return; // a link was followed, and is about to be read
     const address = location.href.split("#")[0] + (state && `#${state}`);
     try {
       history.replaceState(null, "", address);

@@ -7,9 +7,10 @@ from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from pytorch_lightning.loggers import TensorBoardLogger
-from records import data_of
+from records import data_of, write_maps
 from tabs import OBSERVATIONS, grow, install_entry_point, logged
 from tensorboard import default
 from tensorboard.backend.application import TensorBoardWSGIApp
@@ -348,6 +349,17 @@ def test_runs_on_other_samples_are_groups_of_their_own():
     assert found == {"a": (0, ""), "b": (1, why), "c": (0, "")}
     text = Tab().page("a", "b")
     assert "a and b do not look at the same samples: the datasets hold 9 and 12" in text
+
+
+def test_images_with_other_axes_are_a_group_of_their_own():
+    photos = {"volumes": np.zeros((2, 8, 8, 8), np.uint8), "images": np.zeros((2, 8, 8), np.uint8)}
+    for run, one in photos.items():
+        folder = write_maps(f"logs/{run}/gradcam", [np.ones((2, *[2] * (one.ndim - 1)))], one)
+        logged(f"logs/{run}", folder=folder)
+    found = {run["name"]: run for run in Tab().runs()}
+    assert {found["volumes"]["group"], found["images"]["group"]} == {0, 1}
+    told = found["volumes"]["differs"] + found["images"]["differs"]
+    assert "on other samples: their images have" in told
 
 
 def test_names_stay_distinct():

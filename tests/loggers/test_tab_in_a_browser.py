@@ -84,7 +84,7 @@ class Tab:
         return text(self.browser, selector)
 
     def wait_until(self, selector, value):
-        end = time.time() + 20
+        end = time.time() + 60
         while self.shows(selector) != value:
             assert time.time() < end, f"{self.shows(selector)} is not {value}"
             time.sleep(0.1)
@@ -138,7 +138,7 @@ def test_two_runs_side_by_side_follow_the_training_and_the_reader(tab):
         grow(f"logs/{name}/gradcam")
     one.reload()
     one.in_page()
-    end = time.time() + 20
+    end = time.time() + 60
     while one.browser.find_element("id", "time").get_attribute("max") != "4":
         assert time.time() < end
         one.in_page()
@@ -150,6 +150,23 @@ def test_two_runs_side_by_side_follow_the_training_and_the_reader(tab):
     one.in_bar()
     one.browser.find_element("css selector", "input").click()
     assert text(one.browser, "main") == "Tick a run to see where it looks."
+
+
+@pytest.mark.slow
+def test_a_run_that_has_just_started_joins_but_where_the_reader_has_chosen_a_moment(tab):
+    logged("logs/long", *THREE)
+    one = tab("--logdir=logs").open()
+    choose(one.browser, "time", 1)
+    logged("logs/young", THREE[0])
+    end = time.time() + 60
+    while one.boxes() != {"long": True, "young": False}:
+        assert time.time() < end, one.boxes()
+        one.reload()
+        time.sleep(0.5)
+    assert one.shows("#title") == "Grad-CAM: long"
+    assert one.shows("#now") == "epoch 1"
+    one.tick("young")
+    assert one.shows("#title") == "Grad-CAM: long and young"
 
 
 @pytest.mark.slow
