@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
+import torch
 from PIL.Image import Image
 from torch import Tensor
 
@@ -18,8 +20,8 @@ from lightning_gradcam.picture.view import Axes, strongest_pixels
 
 
 def show(
-    images: Tensor,
-    maps: Tensor,
+    images: Tensor | np.ndarray,
+    maps: Tensor | np.ndarray,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
 ) -> Image:
@@ -44,7 +46,8 @@ def show(
     Warns:
         UserWarning: If images without mean and std have values outside [0, 1], by which scale they are shown.
     """
-    images, maps = images.detach().cpu(), maps.detach().float().cpu()
+    images, maps = (torch.as_tensor(one).detach().cpu() for one in (images, maps))
+    maps = maps.float()
     d = images.ndim - 2
     if d not in (1, 2, 3) or not len(images) or maps.ndim != d + 1 or not len(maps) or len(maps) % len(images):
         letters = ", ".join(grid_letters(d)) if d in (1, 2, 3) else "h, w"

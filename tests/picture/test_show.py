@@ -27,6 +27,14 @@ def test_maps_lie_over_their_photos():
     assert pixel(picture, 1, 10, 10) == pytest.approx([0.8] * 3, abs=0.01)  # an empty map
 
 
+def test_arrays_and_other_types():
+    images, maps = torch.rand(2, 3, 8, 8), torch.rand(2, 2, 2)
+    expected = show(images, maps)
+    assert np.array_equal(show(images.numpy(), maps.double().numpy()), expected)
+    assert np.array_equal(show(images.requires_grad_(), maps.requires_grad_()), expected)
+    assert show(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), maps.bfloat16()).size == expected.size
+
+
 def test_normalization_is_undone():
     images = (torch.full((1, 3, 8, 8), 0.4) - 0.5) / 0.25
     picture = show(images, torch.zeros(1, 2, 2), mean=0.5, std=[0.25, 0.25, 0.25])
