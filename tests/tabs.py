@@ -25,7 +25,9 @@ def logged(run, *observations, prefix="gradcam", folder=None, **options):
     if observations:
         write(folder, observations, **{"name": "as the record has it"} | options)
     writer = SummaryWriter(run)
-    write_record(SimpleNamespace(experiment=writer), f"{prefix}/record", folder)
+    about = folder / "record.json"
+    run_id = json.loads(about.read_text())["id"] if about.exists() else "of a run whose record is gone"
+    write_record(SimpleNamespace(experiment=writer), f"{prefix}/record", folder, run_id)
     writer.close()
     return folder
 

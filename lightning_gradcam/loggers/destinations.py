@@ -94,9 +94,9 @@ def write_card(logger: Any, key: str, card: Mapping[str, Any], step: int) -> Non
     _where_taken("write_card", logger, key, card, step)
 
 
-def write_record(logger: Any, key: str, folder: Path) -> None:
-    """Tell TensorBoard where the record lies, for its tab."""
-    _where_taken("write_record", logger, key, folder)
+def write_record(logger: Any, key: str, folder: Path, run_id: str) -> None:
+    """Tell TensorBoard where the record of the run with this id lies, for its tab."""
+    _where_taken("write_record", logger, key, folder, run_id)
 
 
 def write_samples(logger: Any, key: str, pictures: Sequence[Image], captions: Sequence[str]) -> None:

@@ -106,7 +106,7 @@ class GradCAMTab(base_plugin.TBPlugin):
             downsample=_MOST_POINTS,
         )
         places = {
-            (run, tag): max(points, key=lambda point: point.wall_time).numpy.item()
+            (run, tag): max(points, key=lambda point: point.wall_time).numpy
             for run, tags in series.items()
             for tag, points in tags.items()
             if points

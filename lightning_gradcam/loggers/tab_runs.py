@@ -46,7 +46,7 @@ def find_runs(places: Mapping[tuple[str, str], Any], logdir: str, logdir_spec: s
     """Find the records, in the order in which the runs started.
 
     Args:
-        places: By run and tag, what :func:`~lightning_gradcam.loggers.tensorboard.write_record` wrote.
+        places: By run and tag, in an array, what :func:`~lightning_gradcam.loggers.tensorboard.write_record` wrote.
         logdir: TensorBoard's argument, or nothing.
         logdir_spec: TensorBoard's other one.
     """
@@ -80,27 +80,32 @@ def _run_folders(run: str, logdir: str, logdir_spec: str) -> list[Path]:
 
 
 def _read_run(name: str, place: Any, folders: Sequence[Path]) -> TabRun:
-    way = json.loads(place)
+    way = json.loads(place.item())
     tried = [folder / way["relative"] for folder in folders if "relative" in way] + [Path(way["absolute"])]
     tried = [folder.resolve() for folder in tried]
-    folder = next((folder for folder in tried if is_record(folder)), None)
+    folder = next((folder for folder in tried if is_record(folder) and _about(folder)["id"] == way["id"]), None)
     if folder is None:
-        damaged = next((folder for folder in tried if (folder / ABOUT).exists()), None)
-        if damaged:
-            Record.open(damaged)  # says what is wrong
         where = " or ".join(dict.fromkeys(map(repr, map(str, tried))))
+        for other in (folder for folder in tried if (folder / ABOUT).exists()):
+            Record.open(other)  # says what is wrong with it
+            raise FileNotFoundError(f"the record at {where} is that of another run; this one's was taken away")
         raise FileNotFoundError(f"there is no record at {where}; it was taken away, or lies on another machine")
     with os.scandir(folder) as entries:
-        found = [entry for entry in entries if entry.name in (ABOUT, SAMPLES) or _is_observation(entry.name)]
+        known = (ABOUT, SAMPLES)
+        found = [entry for entry in entries if entry.name in known or _is_observation(entry)]
         stats = [(entry.name, entry.stat()) for entry in found]
     files = tuple(sorted((file, stat.st_mtime_ns, stat.st_size) for file, stat in stats))
-    run = TabRun(name, folder, json.loads((folder / ABOUT).read_text("utf-8")), files)
+    run = TabRun(name, folder, _about(folder), files)
     sample_mismatch(run.about, run.about)  # fails here where its fingerprint is damaged
     return run if run.observations else replace(run, error="it holds no observation yet")
 
 
-def _is_observation(name: str) -> bool:
-    return name.startswith("observation=") and name.endswith(".npz")
+def _about(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / ABOUT).read_text("utf-8"))
+
+
+def _is_observation(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith("observation=") and entry.name.endswith(".npz") and entry.is_file()
 
 
 class Pages:
@@ -143,7 +148,8 @@ def describe_runs(runs: Sequence[TabRun], pages: Pages) -> list[dict[str, Any]]:
     """What the tab lists: a row a run.
 
     A row has the ``name``, the number of ``observations``, and the ``error`` of a run that cannot be read. Others have
-    a ``group``, whose runs are on the same samples: 0 is that of the run that started last. ``differs`` says in
+    a ``group``, whose runs are on the same samples and
+    layers: 0 is that of the run that started last. ``differs`` says in
     what its samples are not those of group 0. ``state`` changes with the record.
     """
     groups: list[TabRun] = []  # the run of each that started last
@@ -151,12 +157,22 @@ def describe_runs(runs: Sequence[TabRun], pages: Pages) -> list[dict[str, Any]]:
     for run in reversed(runs):
         row = {"name": run.name, "observations": run.observations, "error": run.error or pages.failure(run)}
         if not row["error"]:
-            same = (i for i, other in enumerate(groups) if not sample_mismatch(other.about, run.about))
+            same = (i for i, other in enumerate(groups) if not _differs(other, run))
             row["group"] = next(same, len(groups))
             groups += [run] if row["group"] == len(groups) else []
             first, other = groups[0], groups[row["group"]]
-            why = sample_mismatch(first.about, other.about)
-            row["differs"] = f"Cannot be compared with {first.name}, on other samples: {why}." if why else ""
+            why = _differs(first, other)
+            row["differs"] = f"Cannot be compared with {first.name}, on other {why}." if why else ""
             row["state"] = str(hash(run.files))
         rows[run.name] = row
     return [rows[run.name] for run in runs]
+
+
+def _differs(one: TabRun, two: TabRun) -> str:
+    """Why two runs cannot be compared: by their samples or their layers; empty where they can."""
+    if why := sample_mismatch(one.about, two.about):
+        return f"samples: {why}"
+    layers = [list(run.about["settings"]["layers"]) for run in (one, two)]
+    if len(layers[0]) == len(layers[1]) == 1 or set(layers[0]) & set(layers[1]):
+        return ""
+    return f"layers: these are {' and '.join(', '.join(names) for names in layers)}"

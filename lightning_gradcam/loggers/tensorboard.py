@@ -40,17 +40,17 @@ def write_card(logger: Any, key: str, card: Mapping[str, Any], step: int) -> Non
     logger.experiment.add_text(key, f"| | |\n| --- | --- |\n{rows}", step)
 
 
-def write_record(logger: Any, key: str, folder: Path) -> None:
+def write_record(logger: Any, key: str, folder: Path, run_id: str) -> None:
     """Write where the record lies, which brings up the tab of :mod:`~lightning_gradcam.loggers.tab`.
 
-    That is the way from the event file's folder, which holds where both are copied or mounted elsewhere, and the
-    absolute path.
+    That is the way from the event file's folder, which holds where both are copied or mounted elsewhere, the absolute
+    path, and the run's id, by which another run's record that lies there later is told from it.
     """
     writer = logger.experiment
     if not hasattr(writer, "_get_file_writer"):
         return
     events, record = Path(writer._get_file_writer().get_logdir()).resolve(), folder.resolve()
-    place = {"absolute": record.as_posix()}
+    place = {"id": run_id, "absolute": record.as_posix()}
     if events.drive == record.drive:  # else there is no way
         place["relative"] = Path(os.path.relpath(record, events)).as_posix()
     summary, tensor, types = (import_module(f"{_protos(writer)}.{name}_pb2") for name in ("summary", "tensor", "types"))

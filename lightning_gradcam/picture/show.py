@@ -10,6 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from lightning_gradcam.attribution.isolation import torch_defaults
 from lightning_gradcam.attribution.spatial import in_words
 from lightning_gradcam.metrics.shapes import grid_letters
 from lightning_gradcam.picture.display import photos, value_limits
@@ -19,6 +20,7 @@ from lightning_gradcam.picture.overlay import strongest
 from lightning_gradcam.picture.view import Axes, strongest_pixels
 
 
+@torch_defaults()
 def show(
     images: Tensor | np.ndarray,
     maps: Tensor | np.ndarray,
@@ -60,7 +62,7 @@ def show(
     grey, note = photos(images, mean, std)
     if note:
         advice = "give `mean` and `std` for their true brightness"
-        warnings.warn(f"`show`: {note.partition('; ')[0]}; {advice}.", stacklevel=2)
+        warnings.warn(f"`show`: {note.partition('; ')[0]}; {advice}.", stacklevel=3)
     k, limits = len(maps) // len(images), value_limits(images, mean, std, None) if d == 1 else None
     titles = [f"#{i}" if k == 1 else f"#{i}/{one + 1}" for i in range(len(images)) for one in range(k)]
     captions = [

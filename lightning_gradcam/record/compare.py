@@ -333,7 +333,7 @@ def _compared_layers(records: Sequence[Record], names: Sequence[str], layer: str
     if layer in common or (layer is None and common):
         return [layer or common[0]] * len(records)
     found = "; ".join(f"{name}: {', '.join(record.maps)}" for name, record in zip(names, records, strict=True))
-    raise ValueError(f"the runs have no layer {layer or 'in common'!r}; they have {found}")
+    raise ValueError(f"the runs have no layer {'in common' if layer is None else repr(layer)}; they have {found}")
 
 
 def _aligned(records: Sequence[Record], names: Sequence[str], by: By) -> tuple[list[np.ndarray], np.ndarray]:

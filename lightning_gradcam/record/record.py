@@ -101,7 +101,7 @@ class Record:
         folder = _find_record(Path(path))
         about = _read_about(folder)
         kept = _load(folder / SAMPLES)
-        observations = [_load(file) for file in sorted(folder.glob(_OBSERVATION_GLOB))]
+        observations = [_load(file) for file in sorted(folder.glob(_OBSERVATION_GLOB)) if file.is_file()]
         if not observations:
             raise ValueError(f"the record in {str(folder)!r} holds no observation yet")
         try:
@@ -175,6 +175,7 @@ def _check_shapes(record: Record) -> None:
         "labels": labels is None or np.asarray(labels, float).shape[:1] == (n,),
         "regions": {value.shape for value in record.regions.values()} <= {(n, 2 * d), (n, *size)}
         and all(value.dtype.kind in "buif" for value in record.regions.values()),
+        "groups": len(record.about.get("groups") or record.about["ids"]) == n,
         "time": time is None or (d == 3 and time in range(d)),
         "spacing": spacing is None or (len(spacing) == d and all(0 < side < math.inf for side in spacing)),
     }

@@ -58,12 +58,14 @@ class Outlets:
         self._already_logged: set[str] = set()
         self._late: list[Callable[[], object]] = []
         self._unshown: tuple[Look, int] | None = None  # the last look of the run and its step
+        self._looks_on_page = 0
         if not leaves_nothing(trainer):
             self._destinations = find_destinations(trainer.loggers, folder)
             if probe.settings.record is not False and trainer.state.fn == "fit":
                 self.writer = open_record(trainer, probe, folder, resumed_record)
                 key = f"{probe.settings.prefix}/record"
-                _to_each_logger(trainer, "the way to the record", write_record, key, self.writer.folder)
+                place = self.writer.folder, self.writer.id
+                _to_each_logger(trainer, "the way to the record", write_record, key, *place)
 
     def record(self, trainer: Trainer, look: Look) -> None:
         """Add a look within the run to the record, where there is one."""
@@ -131,6 +133,7 @@ class Outlets:
             return
         self._unshown = look, step
         if history.count > 1 and history.count & (history.count - 1) == 0:
+            self._looks_on_page = history.count
             self._send_pages(trainer, look, step)
 
     def finish(self, trainer: Trainer, history: History) -> None:
@@ -138,7 +141,8 @@ class Outlets:
         if self._unshown is None:
             return
         (look, step), self._unshown = self._unshown, None
-        self._send_pages(trainer, look, step)
+        if self._looks_on_page != history.count:
+            self._send_pages(trainer, look, step)
         self._send_tables(trainer, look, history)
         self.write_axes(trainer, look, step, commit=True)
 

@@ -11,7 +11,7 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_gradcam.attribution.choice import NoMapError
-from lightning_gradcam.attribution.isolation import torch_defaults
+from lightning_gradcam.attribution.isolation import random_state, torch_defaults
 from lightning_gradcam.attribution.stand_in import NoStandInError
 from lightning_gradcam.attribution.targets import TopTarget, predicted
 from lightning_gradcam.metrics.localization_numbers import localization_of_groups
@@ -114,7 +114,8 @@ class Session:
             return
         look = Look(probe, seen, measured, moment, _when(trainer, step, moment))
         # On the first process only: what fails here must not keep the numbers from any logger or process.
-        with left_out(trainer, "the picture of the observation", self._is_fatal), torch_defaults():
+        # A logger of the user's may draw random numbers, or set their states.
+        with left_out(trainer, "the picture of the observation", self._is_fatal), torch_defaults(), random_state():
             if trainer.is_global_zero:
                 self._send(trainer, look, step)
         self.setup_verified = True
@@ -126,7 +127,8 @@ class Session:
             seconds = {f"{self.settings.prefix}/seconds": perf_counter() - started}
             log(trainer, pl_module, measured.numbers | seconds, step)
         if self.outlets is not None:
-            self.outlets.deliver(trainer)
+            with random_state():
+                self.outlets.deliver(trainer)
 
     def observe_guided(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the guided pictures of a last observation that nobody knew to be the last, where they are missing."""
@@ -138,17 +140,18 @@ class Session:
             observer = self._observer_of(trainer, pl_module)
             gradients = agree_across_processes(trainer, lambda: observer.guided_gradients(look.probe))
             if self.outlets is not None:
-                with torch_defaults():
+                with torch_defaults(), random_state():
                     self.outlets.send_pictures(trainer, guided_pictures(look, self.history, gradients), step)
             numbers = {f"{self.settings.prefix}/guided_seconds": perf_counter() - started}
             log_numbers_directly(trainer, pl_module, numbers, step)
             if self.outlets is not None:
-                self.outlets.deliver(trainer)
+                with random_state():
+                    self.outlets.deliver(trainer)
 
     def finish(self, trainer: Trainer) -> None:
         """Hand out what belongs to the end of the run."""
         if self.outlets is not None:
-            with torch_defaults():
+            with torch_defaults(), random_state():
                 self.outlets.finish(trainer, self.history)
 
     def keep_first_batch(self, trainer: Trainer, batch: Any, batch_idx: int, dataloader_idx: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, MLFlowLogger
 from pytorch_lightning.loggers.logger import DummyLogger
@@ -226,6 +227,23 @@ class ImageLogger(Recorder):
     def log_image(self, key, images, step=None, **kwargs):
         assert isinstance(images, list)
         self.images.append((key, step, images[0].size, kwargs))
+
+
+def test_a_logger_that_draws_random_numbers_changes_no_training():
+    class Draws(ImageLogger):
+        def log_image(self, key, images, step=None, **kwargs):
+            torch.manual_seed(len(self.images))
+            super().log_image(key, images, step, **kwargs)
+
+    weights = []
+    for logger, callbacks in ((Draws(), [GradCAMCallback(samples=2)]), (Recorder(), [])):
+        torch.manual_seed(0)
+        module = TinyModule()
+        module.net.append(torch.nn.Dropout(0.5))  # draws in training
+        trainer(*callbacks, logger=logger, max_epochs=2).fit(module, loader(), loader())
+        weights.append(module.state_dict())
+        assert callbacks == [] or logger.images
+    assert all(torch.equal(one, weights[1][name]) for name, one in weights[0].items())
 
 
 def test_any_logger_that_logs_images_by_key_and_step_gets_them():

@@ -10,15 +10,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from pytorch_lightning.loggers import TensorBoardLogger
-from records import data_of, write_maps
+from records import LEFT, data_of, write, write_maps
 from tabs import OBSERVATIONS, grow, install_entry_point, logged
 from tensorboard import default
 from tensorboard.backend.application import TensorBoardWSGIApp
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.compat.proto import summary_pb2, types_pb2
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tiny import HOSTILE, ROOT, Images, TinyModule, Traced, different, loader, outcome, python, trainer
+from torch.utils.tensorboard import SummaryWriter
 from werkzeug.test import Client
 
 from lightning_gradcam import GradCAMCallback, Record
@@ -85,14 +89,18 @@ class Tab:
 @pytest.mark.parametrize("package", ["torch.utils.tensorboard", "tensorboardX"])
 def test_where_the_record_lies_is_read_back(package):
     writer = pytest.importorskip(package).SummaryWriter("logs/run")
-    write_record(SimpleNamespace(experiment=writer), "gradcam/record", Path("elsewhere/gradcam"))
+    write_record(SimpleNamespace(experiment=writer), "gradcam/record", Path("elsewhere/gradcam"), "1")
     writer.close()
-    place = {"relative": "../../elsewhere/gradcam", "absolute": Path("elsewhere/gradcam").absolute().as_posix()}
+    place = {
+        "id": "1",
+        "relative": "../../elsewhere/gradcam",
+        "absolute": Path("elsewhere/gradcam").absolute().as_posix(),
+    }
     assert read("logs") == {("run", "gradcam/record"): place}
 
 
 def test_a_writer_with_the_public_interface_alone_is_left_in_peace():
-    write_record(SimpleNamespace(experiment=object()), "gradcam/record", Path("gradcam"))
+    write_record(SimpleNamespace(experiment=object()), "gradcam/record", Path("gradcam"), "1")
 
 
 def test_a_run_shows_in_the_tab():
@@ -198,6 +206,10 @@ from tensorboard import default
 from tensorboard.backend.application import TensorBoardWSGIApp
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.compat.proto import summary_pb2, types_pb2
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from torch.utils.tensorboard import SummaryWriter
 from werkzeug.test import Client
 multiplexer = EventMultiplexer()
 multiplexer.AddRunsFromDirectory("logs", None)
@@ -433,3 +445,36 @@ def test_hundreds_of_runs_are_listed_in_a_second():
     start = time.perf_counter()
     assert len(tab.runs()) == 300
     assert time.perf_counter() - start < 1
+
+
+def test_a_record_of_another_run_is_not_shown_for_one_that_is_gone():
+    folder = logged("logs/run", *OBSERVATIONS)
+    shutil.rmtree(folder)
+    write(folder, [[LEFT, LEFT]])
+    assert "is that of another run; this one's was taken away" in Tab().errors()["run"]
+
+
+def test_runs_on_other_layers_are_groups_of_their_own():
+    logged("logs/one", *OBSERVATIONS, started="2030-01-02T00:00:00+00:00")
+    two = logged("logs/two", *OBSERVATIONS, started="2030-01-01T00:00:00+00:00")
+    about = json.loads((two / "record.json").read_text())
+    about["settings"]["layers"] = {"gradcam_a": "a", "gradcam_b": "b"}
+    (two / "record.json").write_text(json.dumps(about))
+    found = {run["name"]: (run["group"], run["differs"]) for run in Tab().runs()}
+    why = "Cannot be compared with one, on other layers: these are gradcam and gradcam_a, gradcam_b."
+    assert found == {"one": (0, ""), "two": (1, why)}
+
+
+@pytest.mark.parametrize("texts", [[], [b"{}", b"{}"], [b"\xff"], [b"[]"], [b"{}"]])
+def test_an_odd_summary_leaves_the_other_runs(texts):
+    logged("logs/good", *OBSERVATIONS)
+    with SummaryWriter("logs/odd") as writer:
+        plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="lightning_gradcam")
+        metadata = summary_pb2.SummaryMetadata(plugin_data=plugin, data_class=summary_pb2.DATA_CLASS_TENSOR)
+        shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(texts))])
+        text = TensorProto(dtype=types_pb2.DT_STRING, string_val=texts, tensor_shape=shape)
+        value = summary_pb2.Summary.Value(tag="gradcam/record", tensor=text, metadata=metadata)
+        writer._get_file_writer().add_summary(summary_pb2.Summary(value=[value]), 0)
+    errors = Tab().errors()
+    assert errors["good"] == ""
+    assert errors["odd"]
