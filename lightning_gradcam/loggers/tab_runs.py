@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_gradcam.record.compare import compare, sample_mismatch
 from lightning_gradcam.record.page import page
-from lightning_gradcam.record.record import ABOUT, SAMPLES, Record, is_record
+from lightning_gradcam.record.record import ABOUT, SAMPLES, Record, read_about
 
 _MOST_PAGES = 8  # that are kept, of a megabyte or so each
 
@@ -83,11 +83,13 @@ def _read_run(name: str, place: Any, folders: Sequence[Path]) -> TabRun:
     way = json.loads(place.item())
     tried = [folder / way["relative"] for folder in folders if "relative" in way] + [Path(way["absolute"])]
     tried = [folder.resolve() for folder in tried]
-    folder = next((folder for folder in tried if is_record(folder) and _about(folder)["id"] == way["id"]), None)
+    abouts = {folder: _about(folder) for folder in tried}
+    folder = next((folder for folder, about in abouts.items() if about.get("id") == way["id"]), None)
     if folder is None:
         where = " or ".join(dict.fromkeys(map(repr, map(str, tried))))
-        for other in (folder for folder in tried if (folder / ABOUT).exists()):
-            Record.open(other)  # says what is wrong with it
+        other = next((folder for folder in tried if (folder / ABOUT).exists()), None)
+        if other is not None:
+            read_about(other)  # says what is wrong with it
             raise FileNotFoundError(f"the record at {where} is that of another run; this one's was taken away")
         raise FileNotFoundError(f"there is no record at {where}; it was taken away, or lies on another machine")
     with os.scandir(folder) as entries:
@@ -95,13 +97,16 @@ def _read_run(name: str, place: Any, folders: Sequence[Path]) -> TabRun:
         found = [entry for entry in entries if entry.name in known or _is_observation(entry)]
         stats = [(entry.name, entry.stat()) for entry in found]
     files = tuple(sorted((file, stat.st_mtime_ns, stat.st_size) for file, stat in stats))
-    run = TabRun(name, folder, _about(folder), files)
+    run = TabRun(name, folder, abouts[folder], files)
     sample_mismatch(run.about, run.about)  # fails here where its fingerprint is damaged
     return run if run.observations else replace(run, error="it holds no observation yet")
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / ABOUT).read_text("utf-8"))
+    try:
+        return read_about(folder)
+    except (OSError, ValueError):
+        return {}
 
 
 def _is_observation(entry: os.DirEntry[str]) -> bool:

@@ -99,7 +99,7 @@ class Record:
             ValueError: If it is damaged or of another version; the message says which file and what to do.
         """
         folder = _find_record(Path(path))
-        about = _read_about(folder)
+        about = read_about(folder)
         kept = _load(folder / SAMPLES)
         observations = [_load(file) for file in sorted(folder.glob(_OBSERVATION_GLOB)) if file.is_file()]
         if not observations:
@@ -217,7 +217,13 @@ def _find_record(path: Path) -> Path:
     raise FileNotFoundError(f"no record at {str(path)!r}, which {what}; give the folder `gradcam` of a run")
 
 
-def _read_about(folder: Path) -> dict[str, Any]:
+def read_about(folder: Path) -> dict[str, Any]:
+    """What :attr:`Record.about` is, without the observations.
+
+    Raises:
+        OSError: If there is none.
+        ValueError: If it is damaged or of another version.
+    """
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         schema = about["schema"]
@@ -242,7 +248,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
 def is_record(folder: Path) -> bool:
     """Whether a folder holds a record that this version reads."""
     try:
-        return bool(_read_about(folder))
+        return bool(read_about(folder))
     except (OSError, ValueError):
         return False
 
@@ -326,7 +332,7 @@ class Writer:
                 (place / _CLAIM).open("x").close()
                 return True
         try:
-            return before is not None and _read_about(place).get("session") == before["session"]
+            return before is not None and read_about(place).get("session") == before["session"]
         except (FileNotFoundError, ValueError):
             return False
 

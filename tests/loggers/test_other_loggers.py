@@ -275,6 +275,32 @@ def test_what_a_logger_makes_up_is_no_method():
     assert not images.are_taken_by(DummyLogger())
 
 
+def test_a_class_that_raises_anything_has_no_such_method():
+    class Raises(type):
+        def __getattr__(cls, name):
+            raise RuntimeError(name)
+
+    assert not images.are_taken_by(Raises("Odd", (), {})())
+
+
+@pytest.mark.parametrize(("last", "steps"), [(0, [2]), (1, [2, 5])])
+def test_a_run_that_is_interrupted_sends_its_last_page_once(last, steps):
+    class Breaks(TinyModule):
+        def on_train_epoch_start(self):
+            if self.current_epoch > last:
+                raise KeyError("interrupted")
+
+    class Counts(CometExperiment):
+        def log_asset_data(self, data, name=None, overwrite=False, step=None):
+            sent.append(step)
+
+    sent = []
+    run = trainer(GradCAMCallback(samples=2), logger=named("CometLogger", Counts()), max_epochs=4)
+    with pytest.raises(KeyError, match="interrupted"):
+        run.fit(Breaks(), loader(), loader())
+    assert sent == steps
+
+
 def test_swanlab_has_the_method():
     package = pytest.importorskip("swanlab.integration.pytorch_lightning")
     assert images.are_taken_by(package.SwanLabLogger(mode="disabled"))

@@ -1,6 +1,7 @@
 """The record on disk: it can be read at any time, and what cannot be read is refused in words."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -230,3 +231,21 @@ def test_nothing_but_the_spacing_of_images_that_know_more_reaches_the_record():
     assert (record.size, record.about["time"], record.about["spacing"]) == ((6, 5, 4), None, [3, 1, 2])
     assert np.array_equal(record.photos, (images[:, 0] * 255).round().byte().numpy())
     assert not any(b"Roe" in file.read_bytes() for file in Path("run").rglob("*") if file.is_file())
+
+
+def test_a_pipe_among_the_observations_is_none(tmp_path):
+    folder = written(tmp_path / "run").folder
+    os.mkfifo(folder / "observation=000009-epoch=9-step=9.npz")
+    assert len(Record.open(folder).epochs) == 3
+
+
+def test_groups_are_as_many_as_samples(tmp_path):
+    folder = written(tmp_path / "run").folder
+    about = json.loads((folder / "record.json").read_text())
+    for groups, fits in ((None, True), ([], True), (["a", "b"], True), (["a"], False), (["a", "b", "c"], False)):
+        (folder / "record.json").write_text(json.dumps(about | {"groups": groups}))
+        if fits:
+            Record.open(folder)
+        else:
+            with pytest.raises(ValueError, match="groups of another form than 2 samples"):
+                Record.open(folder)
