@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lightning_gradcam.record.compare import compare
     from lightning_gradcam.record.record import Record
     from lightning_gradcam.run.dataset_labels import balanced
-    from lightning_gradcam.run.settings import Drift
+    from lightning_gradcam.run.settings import Drift, Localization
 
 __all__ = [
     "Batch",
@@ -31,6 +31,7 @@ __all__ = [
     "EmbeddingTarget",
     "GradCAMCallback",
     "GuidedReLUs",
+    "Localization",
     "Record",
     "RegressionTarget",
     "SegmentationTarget",
@@ -60,7 +61,7 @@ _HOMES = {
     "record.compare": ["compare"],
     "record.record": ["Record"],
     "run.dataset_labels": ["balanced"],
-    "run.settings": ["Drift"],
+    "run.settings": ["Drift", "Localization"],
 }
 
 

@@ -21,9 +21,9 @@ from lightning_gradcam.attribution.targets import Target, as_target
 from lightning_gradcam.picture.display import Display
 from lightning_gradcam.run.history import Moment
 from lightning_gradcam.run.outlets import log_numbers, log_numbers_directly, serve_monitors, tell_of_thinned_pictures
-from lightning_gradcam.run.samples import as_samples
+from lightning_gradcam.run.samples import as_pictures, as_samples
 from lightning_gradcam.run.session import Log, Session
-from lightning_gradcam.run.settings import Drift, Settings, in_words
+from lightning_gradcam.run.settings import Drift, Localization, Settings, as_localization, in_words
 from lightning_gradcam.run.trainer import Callback, LightningModule, Trainer, check_strategy, logged_step, stops_here
 
 _GUIDED_EVERY = 10  # observations
@@ -111,6 +111,9 @@ class GradCAMCallback(Callback):
             serves; of several validation loaders the first, or the one whose key is given. Loaders whose batches come
             together give one of each. An iterable dataset gives its first items, a loader without a dataset its first
             batch. Images of another size than the first one's, where the loader cannot join them, make room for others.
+            More than 16 run in chunks of the validation loader's batch size, images and shifted images counted.
+        pictures: How many samples, evenly spaced among these, are drawn, or which positions among them: in the
+            pictures, on the page and in the table. Numbers are of all.
         target: What to ask for: ``"label"``, the score of each sample's label, which is that of its mask's or boxes'
             class where the model segments or detects, and the output itself where the labels are values;
             ``"predicted"``, of its predicted class; a class index; a function ``(output, batch) -> scores (n,)``, such
@@ -136,7 +139,8 @@ class GradCAMCallback(Callback):
             training on as many samples.
         localization: The region that holds each sample's object: log how well the maps find it by the published
             protocols of weakly supervised localization, see :mod:`lightning_gradcam.metrics.protocols`. It needs
-            scipy (``pip install "lightning-gradcam[localization]"``), and takes some 40 ms a sample of 224 pixels.
+            scipy (``pip install "lightning-gradcam[localization]"``), and takes some 40 ms a sample of 224 pixels, so
+            it is of the samples that are drawn; ``Localization(region, samples="all")``: of all.
         record: Whether to keep maps and numbers on disk, for :class:`Record` and the command ``lightning-gradcam``:
             in ``<prefix>/`` in the run's folder, or in the folder that is named. About 5 KB an observation.
         prefix: What every key starts with.
@@ -155,6 +159,7 @@ class GradCAMCallback(Callback):
         target_layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
         *,
         samples: int | Sequence[Any] | Dataset | str = 16,
+        pictures: int | Sequence[int] = 16,
         target: Literal["label", "predicted"] | int | Sequence[int] | Target = "label",
         method: Literal["gradcam", "cam", "hirescam", "gradcam++", "layercam", "xgradcam"] | Method = "gradcam",
         every_n_epochs: int = 1,
@@ -164,7 +169,7 @@ class GradCAMCallback(Callback):
         drift: Drift = Drift(),  # noqa: B008  # frozen
         display: Display = Display(),  # noqa: B008  # frozen
         guided: bool | int = False,
-        localization: str | None = None,
+        localization: str | Localization | None = None,
         record: bool | str | Path = True,
         prefix: str = "gradcam",
         on_error: Literal["warn", "raise"] = "warn",
@@ -173,6 +178,7 @@ class GradCAMCallback(Callback):
             target_layer=check_layers(target_layer, grid),
             grid=None if grid is None else as_layout(grid),
             samples=as_samples(samples),
+            pictures=as_pictures(pictures),
             target=as_target(target),
             target_name=f"target {in_words(target)}",
             method=as_method(method),
@@ -183,7 +189,7 @@ class GradCAMCallback(Callback):
             forward_fn=forward_fn,
             drift=drift,
             display=display,
-            localization=localization,
+            localization=as_localization(localization),
             record=record,
             prefix=prefix,
             on_error=on_error,

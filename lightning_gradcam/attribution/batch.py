@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_gradcam.attribution.names import sample_name
 from lightning_gradcam.attribution.regions import plain_region
+from lightning_gradcam.attribution.sequences import part_of
 from lightning_gradcam.attribution.spatial import Size
 
 _LARGE = 1024 * 1024  # pixels; of larger images one is enough to find things out, and all that is affordable
@@ -169,13 +170,13 @@ class Batch:
         names = [f"{sample_name(one)}/{number + 1}" for one in self.ids for number in range(times)]
         return replace(rows, ids=names, groups=[one for one in self.groups for _ in range(times)])
 
-    def part(self, samples: slice) -> Batch:
+    def part(self, samples: slice | list[int]) -> Batch:
         """Some of the samples; of ``inputs``, what has one entry a sample is cut alike."""
         n = len(self.images)
         cut = replace(self, ids=(), groups=())
-        inputs = of_rows(self.inputs, n, lambda rows: rows[samples])
+        inputs = of_rows(self.inputs, n, lambda rows: part_of(rows, samples))
         cut = replace(cut, inputs=None).apply(lambda tensor: tensor[samples])
-        return replace(cut, inputs=inputs, ids=self.ids[samples], groups=self.groups[samples])
+        return replace(cut, inputs=inputs, ids=part_of(self.ids, samples), groups=part_of(self.groups, samples))
 
     def parts(self, at_once: int | None) -> list[Batch]:
         """The batch in parts of so many samples; ``None``: as one."""

@@ -89,7 +89,7 @@ def attribute(
     if len(parts) > 1:
         first = attribute(model, parts[0], layouts, forward, question, method, finest=finest)
         others = (attribute(model, part, first.layouts, forward, question, method, finest=finest) for part in parts[1:])
-        return _join([first, *others])
+        return joined_parts([first, *others])
     # What was made in inference mode could take no part in a graph.
     batch = batch.apply(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
     n = len(batch.images)
@@ -181,7 +181,7 @@ def copied_at_once(tensors: Sequence[Tensor]) -> list[Tensor]:
     return copies
 
 
-def _join(parts: Sequence[Any]) -> Any:
+def joined_parts(parts: Sequence[Any]) -> Any:
     """What the parts of a batch gave as of one: tensors, and dicts and dataclasses of them; ``None`` where one is."""
     first = parts[0]
     if any(part is None for part in parts):
@@ -191,19 +191,15 @@ def _join(parts: Sequence[Any]) -> Any:
     if callable(first) or isinstance(first, tuple):  # a layout, a grid
         return first
     if isinstance(first, dict):
-        return {key: _join([part[key] for part in parts]) for key in first}
+        return {key: joined_parts([part[key] for part in parts]) for key in first}
     if isinstance(first, list):
         return [one for part in parts for one in part]
-    return type(first)(*(_join([getattr(part, field.name) for part in parts]) for field in fields(first)))
+    return type(first)(*(joined_parts([getattr(part, field.name) for part in parts]) for field in fields(first)))
 
 
 def rows_of(seen: Attribution, rows: slice) -> Attribution:
     """What was seen of some rows, all of those of some samples."""
     samples = slice(*(None if end is None else end // seen.k for end in (rows.start, rows.stop)))
-    prediction = seen.prediction
-    if prediction is not None:
-        right = None if prediction.right is None else prediction.right[rows]
-        prediction = Prediction(prediction.probabilities[rows], prediction.classes[rows], right)
     return Attribution(
         seen.layouts,
         seen.grids,
@@ -211,8 +207,8 @@ def rows_of(seen: Attribution, rows: slice) -> Attribution:
         {name: alpha[rows] for name, alpha in seen.alpha.items()},
         seen.scores[samples],
         None if seen.classes is None else seen.classes[rows],
-        prediction,
-        seen.words and Words(seen.words.truth[rows], seen.words.said[rows]),
+        seen.prediction and seen.prediction.part(rows),
+        seen.words and seen.words.part(rows),
     )
 
 

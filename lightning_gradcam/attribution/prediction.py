@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradcam.attribution.labels import UNKNOWN, labelled
+from lightning_gradcam.attribution.sequences import part_of
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Prediction:
             right = torch.where(known, agrees, -1).to(torch.int8)
         return cls(probabilities, classes, right)
 
+    def part(self, rows: slice | list[int]) -> Prediction:
+        """What it says of some samples."""
+        right = None if self.right is None else self.right[rows]
+        return Prediction(self.probabilities[rows], self.classes[rows], right)
+
     def repeated(self, times: int) -> Prediction:
         """The same with each sample so many times in a row."""
         right = None if self.right is None else self.right.repeat_interleave(times, 0)
@@ -70,6 +76,10 @@ class Words:
 
     truth: list[str]
     said: list[str]
+
+    def part(self, rows: slice | list[int]) -> Words:
+        """What stands in the captions of some samples."""
+        return Words(part_of(self.truth, rows), part_of(self.said, rows))
 
     def repeated(self, times: int) -> Words:
         """The same with each sample so many times in a row."""

@@ -19,6 +19,13 @@ def as_list(value: Any) -> Any:
     return [one.tolist() if is_array(one) and not one.ndim else one for one in items]
 
 
+def part_of(values: Any, which: slice | list[int]) -> Any:
+    """Some of a tensor's rows or of a sequence's items, of an empty one none."""
+    if isinstance(which, slice) or is_array(values):
+        return values[which]
+    return [values[i] for i in which] if len(values) else values
+
+
 def is_array(value: Any) -> bool:
     """Whether the value is an array, a tensor or a series."""
     return hasattr(type(value), "tolist") and hasattr(value, "ndim")

@@ -166,7 +166,7 @@ def grid(
     if (pixels := max(rows * down, columns * across)) > _JPEG_LIMIT:
         raise ValueError(
             f"{n} maps make a picture of {pixels} pixels in {'height' if rows * down == pixels else 'width'}, and JPEG "
-            f"ends at {_JPEG_LIMIT}; choose fewer `samples` or scores a sample, or a smaller `Display(tile=...)`"
+            f"ends at {_JPEG_LIMIT}; choose fewer `pictures` or scores a sample, or a smaller `Display(tile=...)`"
         )
     canvas = Image.new("RGB", (columns * across + GUTTER, rows * down + GUTTER + LINE), PAPER)
     draw = ImageDraw.Draw(canvas)

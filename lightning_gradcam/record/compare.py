@@ -286,8 +286,9 @@ def _differences(one: tuple[str, Record], two: tuple[str, Record], force: bool) 
                 f"{note}; compare runs with the same validation data and `samples`, or go on with `force` (--force)"
             )
         notes.append(f"{note}.")
-    if len(other.photos) != len(record.photos):
-        raise ValueError(f"{name} has {len(record.photos)} maps a moment, {other_name} {len(other.photos)}")
+    counts = [len(one.about["ids"]) for one in (record, other)]
+    if counts[0] != counts[1]:
+        raise ValueError(f"{name} has {counts[0]} maps a moment, {other_name} {counts[1]}")
     if record.about["fingerprint"].get("pixels") != other.about["fingerprint"].get("pixels"):
         notes.append(f"The pixels of {name} and {other_name} differ: another resolution, precision or transform.")
     settings, others = record.about["settings"], other.about["settings"]

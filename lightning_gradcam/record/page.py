@@ -69,7 +69,7 @@ def frame(comparison: Comparison) -> str:
     card = 160 * runs
     cards_a_row = max(1, _NOTEBOOK // card)
     charts = 1 + len(comparison.runs[0].record.regions)
-    rows = -(-len(comparison.used) // cards_a_row)
+    rows = -(-len(comparison.runs[0].record.pictured) // cards_a_row)
     height = 260 + 150 * -(-charts // 2) + rows * (110 + round(_NOTEBOOK / cards_a_row / runs * size[0] / size[1]))
     style = f"width: 100%; height: min({height}px, 80vh); border: 0"
     return f'<iframe title="Grad-CAM" style="{style}" srcdoc="{html.escape(page(comparison))}"></iframe>'
@@ -87,20 +87,21 @@ def _page_data(comparison: Comparison) -> dict[str, Any]:
         notes.append(f"This page shows {len(at)} of {len(comparison.moments)} moments.")
     classes = first.about["class_names"] or []
     labels = first.about["labels"]
-    labels = [""] * len(first.photos) if labels is None else [_label_in_words(label, classes) for label in labels]
-    groups = first.about.get("groups") or [""] * len(first.photos)
+    ids, pictured = first.about["ids"], first.pictured.tolist()
+    labels = [""] * len(ids) if labels is None else [_label_in_words(label, classes) for label in labels]
+    groups = first.about.get("groups") or [""] * len(ids)
     number = _slice_count(comparison.runs)
+    if len(pictured) < len(ids):
+        notes.append(f"Pictures are of {len(pictured)} of {len(ids)} samples, numbers are not of these alone.")
     samples = [
         {
-            "title": f"{sample_name(name)} {label}".strip(),
-            "label": label,
-            "group": str(group),
-            "used": bool(used),
+            "title": f"{sample_name(ids[i])} {labels[i]}".strip(),
+            "label": labels[i],
+            "group": str(groups[i]),
+            "used": bool(comparison.used[i]),
             "photo": _photo(photo, first, number),
         }
-        for name, label, group, used, photo in zip(
-            first.about["ids"], labels, groups, comparison.used, first.photos, strict=True
-        )
+        for i, photo in zip(pictured, first.photos, strict=True)
     ]
     rows = comparison.table()
     return {
@@ -113,7 +114,7 @@ def _page_data(comparison: Comparison) -> dict[str, Any]:
         "colors": COLORMAPS,
         "against": AGAINST,
         "notes": notes,
-        "runs": [_run(run, at, [rows[t] for t in at], number) for run in comparison.runs],
+        "runs": [_run(run, at, pictured, [rows[t] for t in at], number) for run in comparison.runs],
     }
 
 
@@ -229,8 +230,11 @@ def _outlines(region: np.ndarray, record: Record, number: int) -> np.ndarray:
 
 
 @np.errstate(all="ignore")  # a map that is not finite is said to be so
-def _run(run: Run, at: np.ndarray, rows: Sequence[Mapping[str, float]], number: int) -> dict[str, Any]:
-    record, grid, maps = run.record, _grid(run), run.maps[at]
+def _run(
+    run: Run, at: np.ndarray, pictured: Sequence[int], rows: Sequence[Mapping[str, float]], number: int
+) -> dict[str, Any]:
+    shown = at[:, None], np.array(pictured)
+    record, grid, maps = run.record, _grid(run), run.maps[shown]
     moments, n = maps.shape[:2]
     maps = averaged(maps.reshape(moments * n, *maps.shape[2:]), grid).reshape(moments, n, *grid)
     if len(grid) == 3:
@@ -239,7 +243,7 @@ def _run(run: Run, at: np.ndarray, rows: Sequence[Mapping[str, float]], number: 
     readable = np.isfinite(unit) & (unit > 0)
     cells = np.zeros(maps.shape, np.int8)
     cells[readable] = (maps[readable] / along_cells(unit[readable], maps[readable])).round()
-    samples = run.samples[at]
+    samples = run.samples[shown]
 
     def over_samples(key: str) -> list[float | None]:
         return _finite_or_none([row[f"{run.name}/{key}"] for row in rows])
@@ -249,7 +253,7 @@ def _run(run: Run, at: np.ndarray, rows: Sequence[Mapping[str, float]], number: 
         "size": _plane(record),
         "regions": [
             [[round(edge, 1) for edge in box] for box in _outlines(value, record, number).tolist()]
-            for value in record.regions.values()
+            for value in (region[pictured] for region in record.regions.values())
         ],
         "grid": [1, *grid] if len(grid) == 1 else list(maps.shape[2:]),
         "signed": bool(record.about.get("signed")),
@@ -259,8 +263,8 @@ def _run(run: Run, at: np.ndarray, rows: Sequence[Mapping[str, float]], number: 
         "predicted": [[None if one < 0 else one for one in row] for row in samples["predicted"].tolist()],
         "confidence": [_finite_or_none(row) for row in samples["confidence"].tolist()],
         "right": samples["right"].tolist(),
-        "drift": [_finite_or_none(row) for row in run.drift[at].tolist()],
-        "agreement": [_finite_or_none(row) for row in run.agreement[at].tolist()],
+        "drift": [_finite_or_none(row) for row in run.drift[shown].tolist()],
+        "agreement": [_finite_or_none(row) for row in run.agreement[shown].tolist()],
         "drift_median": over_samples("drift"),
         "mass": {key.removeprefix("mass_"): over_samples(key) for key in run.values if key.startswith("mass_")},
     }

@@ -24,8 +24,8 @@ from lightning_gradcam.record.files import write_whole
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SCHEMA = 3
-_READABLE = (2, SCHEMA)  # schema 2 is of images alone
+SCHEMA = 4
+_READABLE = (2, 3, SCHEMA)  # schema 2 is of images alone; up to 3 all samples are pictured
 _VOLUME_PHOTO = 64  # pixels that a photo of a volume has along an axis at most
 _OBSERVATION_GLOB = "observation=*.npz"
 _DAMAGE = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)  # what other content leads to
@@ -54,8 +54,9 @@ class Record:
             ``fingerprint``, the samples' ``ids``, ``labels`` and ``groups``, ``class_names``, and ``signed``: whether
             the negative side of the maps is evidence against the target. Of the images their ``size``, such as
             ``[H, W]``; ``time``, which of these axes is time, and ``spacing``, one number an axis, or ``None``.
-        photos: ``(n, *spatial)``, uint8, grey: at the images' size, of volumes and clips averaged down to at most 64
-            pixels along each axis.
+        pictured: ``(p,)``, the positions of the samples that are drawn.
+        photos: ``(p, *spatial)``, uint8, grey, of these: at the images' size, of volumes and clips averaged down to at
+            most 64 pixels along each axis.
         regions: By name, at the images' size: boxes ``(n, 2 d)`` in pixels, such as x0, y0, x1, y1, or masks
             ``(n, *size)``; see :class:`~lightning_gradcam.Batch`.
         epochs: ``(t,)``, counted from 0; -1 before training.
@@ -69,6 +70,7 @@ class Record:
 
     path: Path
     about: dict[str, Any]
+    pictured: np.ndarray
     photos: np.ndarray
     regions: dict[str, np.ndarray]
     epochs: np.ndarray
@@ -109,6 +111,7 @@ class Record:
             record = cls(
                 folder,
                 {"size": list(kept["photos"].shape[1:]), "time": None, "spacing": None} | about,
+                np.array(about.get("pictured", range(len(about["ids"]))), np.int64),
                 kept["photos"],
                 {name.removeprefix("region."): value for name, value in kept.items() if name.startswith("region.")},
                 np.array([row["epoch"] for row in rows], np.int64),
@@ -162,16 +165,16 @@ class Record:
 
 def _check_shapes(record: Record) -> None:
     """Refuse shapes and types that a reader of it would fail on."""
-    n, size, d = len(record.photos), record.size, len(record.size)
+    n, size, d = len(record.about["ids"]), record.size, len(record.size)
     time, spacing, labels = (record.about[name] for name in ("time", "spacing", "labels"))
     if d not in (1, 2, 3) or not all(type(side) is int and side > 0 for side in size):
         raise ValueError(f"`size` must be one to three whole numbers above 0, got {list(size)}")
     grids = {(*maps.shape[1:2], maps.ndim, maps.dtype) for maps in record.maps.values()}
     fits = {
-        "photos": record.photos.dtype == np.uint8 and record.photos.shape[1:] == _photo_size(size),
+        "pictured": record.pictured.ndim == 1 and all(0 <= one < n for one in record.pictured.tolist()),
+        "photos": record.photos.dtype == np.uint8 and record.photos.shape == (len(record.pictured), *_photo_size(size)),
         "maps": grids == {(n, d + 2, np.dtype(np.float32))} and all(maps.size for maps in record.maps.values()),
         "samples": record.samples.dtype == _SAMPLE and record.samples.shape[1:] == (n,),
-        "ids": len(record.about["ids"]) == n,
         "labels": labels is None or np.asarray(labels, float).shape[:1] == (n,),
         "regions": {value.shape for value in record.regions.values()} <= {(n, 2 * d), (n, *size)}
         and all(value.dtype.kind in "buif" for value in record.regions.values()),
@@ -232,12 +235,14 @@ def read_about(folder: Path) -> dict[str, Any]:
     if schema not in _READABLE:
         raise ValueError(
             f"{str(folder / ABOUT)!r} has schema {schema!r}, this version of lightning_gradcam reads "
-            f"{' and '.join(map(str, _READABLE))}; read it with the version that wrote it"
+            f"{', '.join(map(str, _READABLE[:-1]))} and {SCHEMA}; read it with the version that wrote it"
         )
     types = {"name": str, "id": str, "settings": dict, "fingerprint": dict, "ids": list}
     types |= {"labels": (list, type(None)), "class_names": (list, type(None))}
-    if schema == SCHEMA:
+    if schema > 2:
         types |= {"size": list, "time": (int, type(None)), "spacing": (list, type(None))}
+    if schema > 3:
+        types |= {"pictured": list}
     wrong = [name for name, one in types.items() if name not in about or not isinstance(about[name], one)]
     wrong += [] if isinstance(about.get("settings", {}), dict) and "layers" in about.get("settings", {}) else ["layers"]
     if wrong:
@@ -285,8 +290,9 @@ class Writer:
 
         Args:
             folder: The folder.
-            about: See :class:`Record`; the ``size`` is that of the photos, ``time`` and ``spacing`` may be left out.
-            photos: Grey, ``(n, *spatial)``, uint8, at the images' size.
+            about: See :class:`Record`; the ``size`` is that of the photos; ``time``, ``spacing`` and ``pictured``,
+                which is else all, may be left out.
+            photos: Grey, ``(p, *spatial)``, uint8, at the images' size.
             regions: See :class:`Record`.
             before: What :meth:`state` gave of the record of the run that is resumed. It is gone on with where it lies
                 in this folder and nobody else has gone on with it; else its observations are copied. What it had seen
@@ -317,7 +323,8 @@ class Writer:
         _write(self.folder / SAMPLES, np.savez_compressed, photos=_thinned(photos), **arrays)
         started = datetime.now(timezone.utc).isoformat()
         own = {"schema": SCHEMA, "id": self.id, "session": self.session, "started": started}
-        about = {**own, "size": size, "time": None, "spacing": None, **about}
+        everything = list(range(len(about["ids"])))
+        about = {**own, "size": size, "time": None, "spacing": None, "pictured": everything, **about}
         write_whole(self.folder / ABOUT, json.dumps(about, indent=1).encode())
 
     def state(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_gradcam.attribution.decision import to_state as reading_state
 from lightning_gradcam.attribution.methods import ADDITIVE_METHODS
+from lightning_gradcam.picture.filmstrip import ROWS
 from lightning_gradcam.run.history import History
 from lightning_gradcam.run.probe import Probe
 from lightning_gradcam.run.samples import Fingerprint
@@ -49,6 +50,7 @@ def to_state(probe: Probe, history: History, failures: int, record: dict[str, An
         "failures": failures,
         "history": history.state(),
         "record": record,
+        "pictured": probe.pictured,
     }
 
 
@@ -69,6 +71,10 @@ def from_state(state: Mapping[str, Any], probe: Probe) -> Resumed:
             "wrote; drift starts anew."
         )
         return Resumed(empty_history(settings))
+    everything = list(range(len(probe.batch.images)))
+    if state.get("pictured", everything)[:ROWS] != probe.pictured[:ROWS]:
+        for track in history.tracks.values():
+            track.frames = []  # of other samples: the filmstrip starts anew
     if before.identity != probe.fingerprint.identity:
         difference = ": the samples of the fixed batch are not those of the resumed run"
     elif state["layers"] != layers:

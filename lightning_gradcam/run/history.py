@@ -185,7 +185,7 @@ class History:
     @property
     def last_epoch(self) -> int | None:
         """The epoch of the last observation; ``None`` before there is one."""
-        return max((track.frames[-1].epoch for track in self.tracks.values()), default=None)
+        return max((track.frames[-1].epoch for track in self.tracks.values() if track.frames), default=None)
 
     def peak(self, prefix: str) -> Tensor | None:
         """The largest value ``(n,)`` of each sample's maps of a layer so far; ``None`` before there is one."""
@@ -250,8 +250,9 @@ class History:
         prediction: Prediction | None,
         moment: Moment,
         target_classes: Tensor | None = None,
+        filmed: slice | list[int] = slice(ROWS),
     ) -> None:
-        """Remember an observation that :meth:`measure` has measured."""
+        """Remember an observation that :meth:`measure` has measured; the filmstrip keeps the maps of some rows."""
         n = len(next(iter(maps.values())))
         questions = _questions(target_classes, n)
         unknown = torch.full((n,), -1)
@@ -262,8 +263,8 @@ class History:
             classes = target_classes
         for prefix, signed in maps.items():
             track = self.tracks[prefix] = self._track(prefix, signed)
-            of_rows = (values[:ROWS].clone() for values in (classes, right, measured.drift[prefix]))
-            frame = Frame(moment.epoch, frame_maps(signed), *of_rows)
+            of_rows = (values[filmed].clone() for values in (classes, right, measured.drift[prefix]))
+            frame = Frame(moment.epoch, frame_maps(signed[filmed]), *of_rows)
             track.add(signed, questions, frame, moment, self.settings.reference)
             median = measured.numbers[f"{prefix}/drift"]
             if not math.isnan(median):

@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_gradcam.attribution.batch import Batch, joined, shift
-from lightning_gradcam.attribution.functional import Attribution, attribute, rows_of
+from lightning_gradcam.attribution.functional import Attribution, attribute, joined_parts, rows_of
 from lightning_gradcam.attribution.guided import guided_gradients
 from lightning_gradcam.attribution.layout import FEW_CELLS, Layout, fewest_cells
 from lightning_gradcam.attribution.prediction import Prediction, Words
@@ -50,7 +50,7 @@ class Seen:
         prediction: What the model predicts; ``None`` where it is no classifier.
         words: What it says instead, where the target tells.
         k: How many scores a sample has.
-        gradients: Guided gradients ``(N, c, *spatial)``; ``None`` where they were not asked for.
+        gradients: Guided gradients ``(p, c, *spatial)`` of the pictured rows; ``None`` where they were not asked for.
     """
 
     maps: dict[str, Tensor]
@@ -61,6 +61,18 @@ class Seen:
     words: Words | None
     k: int
     gradients: Tensor | None = None
+
+    def part(self, rows: list[int]) -> Seen:
+        """What was seen of some rows; the gradients stay as they are."""
+        return replace(
+            self,
+            maps={prefix: maps[rows] for prefix, maps in self.maps.items()},
+            shifted={prefix: maps[rows] for prefix, maps in self.shifted.items()},
+            scores=self.scores[rows],
+            target_classes=None if self.target_classes is None else self.target_classes[rows],
+            prediction=self.prediction and self.prediction.part(rows),
+            words=self.words and self.words.part(rows),
+        )
 
 
 class Observer:
@@ -88,18 +100,8 @@ class Observer:
 
     def look(self, probe: Probe) -> Seen:
         """Capture the maps of the batch and, for the noise floor, those of its images shifted by one pixel."""
-        batch = probe.batch.apply(lambda tensor: tensor.to(self._pl_module.device))
-        shifted = shift(batch) if self._settings.drift.noise_floor else None
-        if shifted is None or not self._joins_shifted:
-            seen = self._capture(probe, batch)
-            other = None if shifted is None else self._capture(probe, shifted)
-        else:
-            seen, other = _halves(self._capture(probe, joined(batch, shifted.images)))
-        if self._joins_shifted is None and shifted is not None and other is not None:
-            seen, other = self._try_joined(probe, batch, shifted, seen, other)
-        if not self.layouts:
-            _tell_of_grids(seen, probe.batch, named=bool(self._settings.target_layer))
-        self.layouts = seen.layouts
+        parts = [self._look_at(probe, part) for part in probe.batch.parts(probe.at_once)]
+        seen, other = parts[0] if len(parts) == 1 else map(joined_parts, zip(*parts, strict=True))
         return Seen(
             {prefix: seen.maps[name] for prefix, name in probe.layers.items()},
             {prefix: other.maps[name] for prefix, name in probe.layers.items()} if other else {},
@@ -111,15 +113,39 @@ class Observer:
         )
 
     def guided_gradients(self, probe: Probe) -> Tensor:
-        """The guided gradients of the batch, ``(N, c, *spatial)``."""
-        batch = probe.batch.apply(lambda tensor: tensor.to(self._pl_module.device))
+        """The guided gradients of the pictured samples, ``(N, c, *spatial)``."""
+        whole = probe.in_pictures.batch
 
-        def run(model: nn.Module, at_once: int | None) -> Tensor:
-            forward, question = self._ask(model, probe)
-            found = guided_gradients(model, batch, question.to_answer(forward), question, at_once)
-            return found.flatten(0, -2 - len(batch.size))
+        def of_part(part: Batch) -> Tensor:
+            batch = self._on_device(part)
 
-        return self._within_memory(len(batch.images), run)
+            def run(model: nn.Module, at_once: int | None) -> Tensor:
+                forward, question = self._ask(model, probe)
+                found = guided_gradients(model, batch, question.to_answer(forward), question, at_once)
+                return found.flatten(0, -2 - len(batch.size))
+
+            return self._within_memory(len(batch.images), run)
+
+        return torch.cat([of_part(part) for part in whole.parts(probe.at_once)])
+
+    def _on_device(self, batch: Batch) -> Batch:
+        return batch.apply(lambda tensor: tensor.to(self._pl_module.device))
+
+    def _look_at(self, probe: Probe, part: Batch) -> tuple[Attribution, Attribution | None]:
+        """What is seen of some samples, and of their images shifted by one pixel."""
+        batch = self._on_device(part)
+        shifted = shift(batch) if self._settings.drift.noise_floor else None
+        if shifted is None or not self._joins_shifted:
+            seen = self._capture(probe, batch)
+            other = None if shifted is None else self._capture(probe, shifted)
+        else:
+            seen, other = _halves(self._capture(probe, joined(batch, shifted.images)))
+        if self._joins_shifted is None and shifted is not None and other is not None:
+            seen, other = self._try_joined(probe, batch, shifted, seen, other)
+        if not self.layouts:
+            _tell_of_grids(seen, probe.batch, named=bool(self._settings.target_layer))
+            self.layouts = seen.layouts
+        return seen, other
 
     def _run(self, forward_fn: Callable[[Any, Batch], Any], model: nn.Module, batch: Batch) -> Any:
         """Run a stand-in as the user's steps would run the module; :func:`in_forward` tells what it raises."""
@@ -141,7 +167,8 @@ class Observer:
     def _attribute(self, model: nn.Module, at_once: int | None, *, probe: Probe, batch: Batch) -> Attribution:
         forward, question = self._ask(model, probe)
         method = self._stand_in.of(self._settings.method)
-        return attribute(model, batch, probe.layouts, forward, question, method, at_once, _FINEST[len(batch.size)])
+        layouts = self.layouts or probe.layouts
+        return attribute(model, batch, layouts, forward, question, method, at_once, _FINEST[len(batch.size)])
 
     def _try_joined(
         self, probe: Probe, batch: Batch, shifted: Batch, seen: Attribution, other: Attribution

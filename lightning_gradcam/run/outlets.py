@@ -178,6 +178,8 @@ class Outlets:
             "identity": probe.fingerprint.identity[:16],
             "pixels": probe.fingerprint.pixels[:16],
         }
+        if probe.in_pictures is not probe:
+            card["pictured"] = ", ".join(str(name) for name in probe.in_pictures.batch.ids)
         _to_each_logger(trainer, "the card", write_card, f"{probe.settings.prefix}/probe", card, step)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,11 +14,10 @@ from torch import Tensor
 from lightning_gradcam.attribution.guided import guide
 from lightning_gradcam.attribution.spatial import along_cells
 from lightning_gradcam.picture.clip import SAMPLES, clip
-from lightning_gradcam.picture.display import value_limits
 from lightning_gradcam.picture.encode import Picture
 from lightning_gradcam.picture.filmstrip import ROWS, Filmstrip
 from lightning_gradcam.picture.grid import Caption, captions, grid, tiles
-from lightning_gradcam.picture.view import Axes, strongest_pixels
+from lightning_gradcam.picture.view import strongest_pixels
 from lightning_gradcam.run.history import History, Measurement, Moment
 from lightning_gradcam.run.observer import Seen
 from lightning_gradcam.run.probe import Probe
@@ -54,31 +54,38 @@ class Look:
             scale = "the larger side's maximum"
         return f"0 to {scale} · {self.probe.layers[prefix]} {cells} · {self.probe.settings.question}"
 
-    @property
-    def axes(self) -> Axes:
-        """What the axes of the photos are."""
-        batch, display = self.probe.batch, self.probe.settings.display
-        limits = None
-        if self.probe.photos.ndim == 2:
-            limits = value_limits(batch.pictures, display.mean, display.std, display.window)
-        return Axes(batch.time, batch.spacing, limits)
+    @cached_property
+    def in_pictures(self) -> Look:
+        """The same of the samples that are drawn."""
+        rows, measured = self.probe.pictured_rows, self.measured
+        drift, from_reference = (
+            {prefix: values[rows] for prefix, values in of_layers.items()}
+            for of_layers in (measured.drift, measured.drift_from_reference)
+        )
+        measured = replace(measured, drift=drift, drift_from_reference=from_reference)
+        return replace(self, probe=self.probe.in_pictures, seen=self.seen.part(rows), measured=measured)
+
+    def peak(self, history: History, prefix: str) -> Tensor | None:
+        """The largest value of the maps of each sample that is drawn so far; ``None`` before there is one."""
+        peak = history.peak(prefix)
+        return None if peak is None else peak[self.probe.pictured_rows]
 
     def planes(self, history: History, prefix: str) -> Tensor | None:
-        """The pixel ``(n, 3)`` of each volume through which its planes go; ``None`` where there are no volumes.
+        """The pixel ``(p, 3)`` of each volume that is drawn through which its planes go; ``None`` of other samples.
 
         The strongest cell of the reference, so that what moves is the map; of a sample without one that of its map.
         """
         maps, track = self.seen.maps[prefix], history.tracks.get(prefix)
-        if self.probe.photos.ndim != 4 or self.axes.time is not None:
+        if self.probe.photos.ndim != 4 or self.probe.axes.time is not None:
             return None
         if track is not None and track.reference.shape == maps.shape:
             missing = along_cells(track.reference.flatten(1).isnan().any(1), maps)
             maps = torch.where(missing, maps, track.reference)
-        return strongest_pixels(maps, tuple(self.probe.photos.shape[1:]))
+        return strongest_pixels(maps[self.probe.pictured_rows], tuple(self.probe.photos.shape[1:]))
 
     def grid(self, maps: Tensor, captions: list[Caption], foot: str, planes: Tensor | None, **options: Any) -> Image:
         """A grid, a row a sample where it has several maps."""
-        look: dict[str, Any] = {"axes": self.axes, "planes": planes}
+        look: dict[str, Any] = {"axes": self.probe.axes, "planes": planes}
         look |= {"columns": self.seen.k if self.seen.k > 1 else None, "tile": self.probe.settings.display.tile}
         return grid(self.probe.photos, maps, captions, self.probe.rows.regions, foot, **look, **options)
 
@@ -94,30 +101,29 @@ def layer_pictures(
         filmstrips: Those of earlier looks, by the prefix of a layer's keys, whose columns need not be drawn again.
     """
     filmstrips = {} if filmstrips is None else filmstrips
-    probe, display = look.probe, look.probe.settings.display
+    few, display = look.in_pictures, look.probe.settings.display
+    probe, axes = few.probe, few.probe.axes
     style: dict[str, Any] = {"scale": display.scale, "colormap": display.colormap, "font": display.font}
-    for prefix, maps in look.seen.maps.items():
-        under, key = look.captions(maps, look.measured.drift[prefix]), look.key(prefix)
+    for prefix, maps in few.seen.maps.items():
+        under, key = few.captions(maps, few.measured.drift[prefix]), few.key(prefix)
         foot = f"{look.when} · {'against, for: ' * display.counterfactual}{key}"
-        peak, both_sides = history.peak(prefix), display.counterfactual
+        peak, both_sides = look.peak(history, prefix), display.counterfactual
         planes = look.planes(history, prefix)
-        yield f"{prefix}/grid", look.grid(maps, under, foot, planes, peak=peak, counterfactual=both_sides, **style)
-        if look.axes.time is not None:
+        yield f"{prefix}/grid", few.grid(maps, under, foot, planes, peak=peak, counterfactual=both_sides, **style)
+        if axes.time is not None:
             short = f"{look.when} · {probe.layers[prefix]}"  # the tiles are few and narrow
-            yield f"{prefix}/clip", _clip(look, look.axes.time, maps, under, short, peak)
+            yield f"{prefix}/clip", _clip(few, axes.time, maps, under, short, peak)
         if look.moment is not None:
             track, reference = history.tracks[prefix], history.reference_run
             if prefix not in filmstrips:
                 titles = [caption.sample[0] for caption in under[:ROWS]]
                 regions = {name: region[:ROWS] for name, region in probe.rows.regions.items()}
                 names = probe.class_names or ()
-                filmstrips[prefix] = Filmstrip(
-                    probe.photos[:ROWS], titles, names, regions, key, axes=look.axes, **style
-                )
-            moved, peak = look.measured.drift_from_reference[prefix][:ROWS], track.peak[:ROWS]
-            beside = None if reference is None else (reference.name, reference.frame(prefix))
+                filmstrips[prefix] = Filmstrip(probe.photos[:ROWS], titles, names, regions, key, axes=axes, **style)
+            moved, rows = few.measured.drift_from_reference[prefix][:ROWS], look.probe.filmed_rows
+            beside = None if reference is None else (reference.name, reference.frame(prefix, rows))
             planes = None if planes is None else planes[:ROWS]
-            yield f"{prefix}/filmstrip", filmstrips[prefix].draw(track.frames, moved, peak, beside, planes)
+            yield f"{prefix}/filmstrip", filmstrips[prefix].draw(track.frames, moved, track.peak[rows], beside, planes)
 
 
 def _clip(look: Look, time: int, maps: Tensor, captions: list[Caption], foot: str, peak: Tensor | None) -> list[Image]:
@@ -140,23 +146,24 @@ def _clip(look: Look, time: int, maps: Tensor, captions: list[Caption], foot: st
 
 
 def guided_pictures(look: Look, history: History, gradients: Tensor) -> Iterator[tuple[str, Picture]]:
-    """The guided gradients ``(N, c, *spatial)``, and their product with each layer's maps, by full key."""
-    settings, font = look.probe.settings, look.probe.settings.display.font
-    main, first = next(iter(look.seen.maps.items()))
+    """The guided gradients ``(p, c, *spatial)``, and their product with each layer's maps, by full key."""
+    few, settings, font = look.in_pictures, look.probe.settings, look.probe.settings.display.font
+    main, first = next(iter(few.seen.maps.items()))
     # The gradients alone are there also where a map is empty.
-    under = [replace(caption, note="") for caption in look.captions(first)]
+    under = [replace(caption, note="") for caption in few.captions(first)]
     foot = f"{look.when} · Guided Backpropagation · {settings.target_name}"
     planes = look.planes(history, main)
-    yield f"{settings.prefix}/guided_backprop", look.grid(first, under, foot, planes, font=font, gradients=gradients)
-    for prefix, maps in look.seen.maps.items():
+    yield f"{settings.prefix}/guided_backprop", few.grid(first, under, foot, planes, font=font, gradients=gradients)
+    for prefix, maps in few.seen.maps.items():
         foot = f"{look.when} · Guided Grad-CAM · {look.probe.layers[prefix]} · {settings.target_name}"
-        under, product, planes = look.captions(maps), guide(maps, gradients), look.planes(history, prefix)
-        yield f"{prefix}/guided_gradcam", look.grid(maps, under, foot, planes, font=font, gradients=product)
+        under, product, planes = few.captions(maps), guide(maps, gradients), look.planes(history, prefix)
+        yield f"{prefix}/guided_gradcam", few.grid(maps, under, foot, planes, font=font, gradients=product)
 
 
 def sample_pictures(look: Look, history: History, prefix: str) -> tuple[list[Image], list[str]]:
-    """Each sample's map of a layer as a picture of its own, and its caption in one line."""
-    maps, display = look.seen.maps[prefix], look.probe.settings.display
-    under = look.captions(maps, look.measured.drift[prefix])
+    """The map of each sample that is drawn as a picture of its own, and its caption in one line."""
+    few, display = look.in_pictures, look.probe.settings.display
+    maps = few.seen.maps[prefix]
+    under = few.captions(maps, few.measured.drift[prefix])
     style = display.tile, display.colormap, display.counterfactual
-    return tiles(look.probe.photos, maps, under, *style, look.axes, look.planes(history, prefix))
+    return tiles(few.probe.photos, maps, under, *style, few.probe.axes, look.planes(history, prefix))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
@@ -16,6 +17,8 @@ from lightning_gradcam.attribution.layout import Layout
 from lightning_gradcam.attribution.question import Question
 from lightning_gradcam.attribution.targets import label
 from lightning_gradcam.attribution.tasks import DetectionTarget, SegmentationTarget
+from lightning_gradcam.picture.filmstrip import ROWS
+from lightning_gradcam.picture.view import Axes
 from lightning_gradcam.run.reference import ReferenceRun
 from lightning_gradcam.run.samples import Fingerprint
 from lightning_gradcam.run.settings import Settings
@@ -37,11 +40,14 @@ class Probe:
         layouts: By the name of a layer, how its output lies on the image, once that is known.
         regions: Masks ``(n, H, W)`` by name.
         photos: Grey, ``(n, H, W)`` in [0, 1].
+        axes: What their axes are.
         class_names: The name of each class, where they are known.
         reference_run: What another run saw last, where the settings name one.
         question: What is asked, and how the model's output is read for it.
         notes: What was taken for what.
         k: How many scores the target gives a sample, once that is known.
+        pictured: The positions in the batch of the samples that are drawn.
+        at_once: How many samples to run at a time; ``None``: all.
     """
 
     settings: Settings
@@ -52,11 +58,40 @@ class Probe:
     layouts: dict[str, Layout | None]
     regions: dict[str, Tensor]
     photos: Tensor
+    axes: Axes
     class_names: Sequence[str] | None
     reference_run: ReferenceRun | None
     question: Question
     notes: tuple[str, ...] = ()
     k: int | None = None
+    pictured: list[int] = field(default_factory=list)
+    at_once: int | None = None
+
+    @property
+    def pictured_rows(self) -> list[int]:
+        """The rows that are drawn."""
+        k = self.k or 1
+        return [sample * k + score for sample in self.pictured for score in range(k)]
+
+    @property
+    def filmed_rows(self) -> list[int]:
+        """The rows of the filmstrip."""
+        return self.pictured_rows[:ROWS]
+
+    @cached_property  # a picture's photos are resized once, as long as it is the same tensor
+    def in_pictures(self) -> Probe:
+        """The same of the samples that are drawn."""
+        if self.pictured == list(range(len(self.batch.images))):
+            return self
+        rows = self.pictured_rows
+        return replace(
+            self,
+            batch=self.batch.part(self.pictured),
+            rows=self.rows.part(rows),
+            regions={name: region[rows] for name, region in self.regions.items()},
+            photos=self.photos[rows],
+            pictured=list(range(len(self.pictured))),
+        )
 
     @property
     def with_label(self) -> list[int] | None:

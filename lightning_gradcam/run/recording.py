@@ -46,12 +46,13 @@ def open_record(trainer: Trainer, probe: Probe, folder: Path, resumed: dict[str,
         **describe_samples(rows, probe.fingerprint),
         "time": rows.time,
         "spacing": None if rows.spacing is None else list(rows.spacing),
+        "pictured": probe.pictured_rows,
         "groups": list(rows.groups),
         "class_names": None if probe.class_names is None else list(probe.class_names),
         "signed": settings.method in SIGNED_METHODS or settings.method not in METHODS.values(),
     }
     regions: dict[str, Any] = {name: _array(region) for name, region in rows.regions.items()}
-    grey = (probe.photos * 255).round().byte().numpy()
+    grey = (probe.in_pictures.photos * 255).round().byte().numpy()
     if resumed and not is_record(Path(resumed["folder"])):
         warn(
             f"GradCAMCallback: the record of the resumed run is no longer in {resumed['folder']!r}, or of "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradcam.metrics.drift import agreement
-from lightning_gradcam.picture.filmstrip import ROWS, Frame, frame_maps
+from lightning_gradcam.picture.filmstrip import Frame, frame_maps
 from lightning_gradcam.record.record import Record
 
 
@@ -68,10 +68,10 @@ class ReferenceRun:
         other_question = (target_classes != self.target_classes) & (self.target_classes >= 0)
         return torch.where(other_question, torch.nan, difference)
 
-    def frame(self, prefix: str) -> Frame:
-        """Its maps of a layer as a column of the filmstrip, always the same object."""
+    def frame(self, prefix: str, rows: list[int]) -> Frame:
+        """Its maps of a layer in these rows as a column of the filmstrip, always the same object."""
         if prefix not in self._frames:
-            maps = frame_maps(self.maps[prefix])
+            maps = frame_maps(self.maps[prefix][rows])
             unknown = torch.full((len(maps),), torch.nan)
-            self._frames[prefix] = Frame(-1, maps, self.classes[:ROWS], self.right[:ROWS], unknown)
+            self._frames[prefix] = Frame(-1, maps, self.classes[rows], self.right[rows], unknown)
         return self._frames[prefix]

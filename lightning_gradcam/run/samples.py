@@ -23,7 +23,7 @@ from lightning_gradcam.attribution.regions import check_boxes
 from lightning_gradcam.attribution.sequences import as_list, is_array
 from lightning_gradcam.run.failures import on_first_process
 from lightning_gradcam.run.sizes import Size, image_size, of_one_size
-from lightning_gradcam.run.sources import Choice, Samples
+from lightning_gradcam.run.sources import NUMBER, Choice, Samples
 from lightning_gradcam.run.trainer import LightningModule, Source, Trainer, transfer
 
 SEED = 0  # random augmentations draw the same pixels for the fixed batch in every run
@@ -52,7 +52,7 @@ def as_samples(samples: Any) -> Samples:
     if isinstance(samples, str):
         return samples
     if _are_indices(samples):
-        return _checked_indices(as_list(samples))
+        return _checked_indices(as_list(samples), "samples", "indices of the dataset")
     samples = as_list(samples) if is_array(samples) and not samples.ndim else samples
     if isinstance(samples, Integral) and not isinstance(samples, bool):
         if samples < 1:
@@ -81,20 +81,37 @@ def _are_indices(samples: Any) -> bool:
         return not len(samples) or isinstance(samples[0], (Number, str)) or getattr(samples[0], "ndim", 1) == 0
 
 
-def _checked_indices(indices: list[Any]) -> list[int]:
+def _checked_indices(indices: list[Any], argument: str, what: str) -> list[int]:
     if not indices:
-        raise ValueError("`samples` must name at least one index, got none")
+        raise ValueError(f"`{argument}` must name at least one index, got none")
     for index in indices:
         if not isinstance(index, Integral) or isinstance(index, bool) or int(index) < 0:
-            raise ValueError(f"`samples` must hold indices of the dataset, 0 or above, got {index!r}")
+            raise ValueError(f"`{argument}` must hold {what}, 0 or above, got {index!r}")
     return [int(index) for index in indices]
 
 
-def choose(samples: int | Sequence[int], length: int) -> list[int]:
+def as_pictures(pictures: Any) -> int | list[int]:
+    """Bring the ``pictures`` argument to one form: a number, or positions in the fixed batch.
+
+    Raises:
+        ValueError: If it can never work.
+        TypeError: If it is of another type.
+    """
+    pictures = as_list(pictures)
+    if isinstance(pictures, list):
+        return _checked_indices(pictures, "pictures", "positions in the fixed batch")
+    if not isinstance(pictures, Integral) or isinstance(pictures, bool):
+        raise TypeError(f"`pictures` must be a number or positions in the fixed batch, got {type(pictures).__name__}")
+    if pictures < 1:
+        raise ValueError(f"`pictures` must be at least 1, got {pictures}")
+    return int(pictures)
+
+
+def choose(samples: int | Sequence[int], length: int, argument: str = "samples", whole: str = "dataset") -> list[int]:
     """Indices into a dataset of ``length``: the given ones, or so many evenly spaced from the first on.
 
     Raises:
-        ValueError: If the dataset is empty or an index lies outside it.
+        ValueError: If the dataset is empty or an index lies outside it; the message names the argument, and what of.
     """
     if not length:
         raise ValueError("the dataset to take `samples` from is empty")
@@ -103,7 +120,9 @@ def choose(samples: int | Sequence[int], length: int) -> list[int]:
         return [i * length // number for i in range(number)]
     outside = [index for index in samples if index >= length]
     if outside:
-        raise ValueError(f"`samples` names the indices {outside}, the dataset has {length} samples, 0 to {length - 1}")
+        raise ValueError(
+            f"`{argument}` names the indices {outside}, the {whole} has {length} samples, 0 to {length - 1}"
+        )
     return list(samples)
 
 
@@ -186,6 +205,24 @@ def _read_sizes(loader: Any, dataset: Any, indices: Sequence[int]) -> Iterator[S
     options: dict[str, Any] = {"batch_size": None, "sampler": indices, "collate_fn": image_size}
     with random_state(SEED, holder=dataset):
         yield from DataLoader(dataset, **way_of_loading(loader), **options)
+
+
+def samples_at_once(loader: Any, n: int, with_shifted: bool) -> int | None:
+    """How many of ``n`` samples to run at a time, so that a look takes the memory of a validation step.
+
+    Args:
+        loader: That of validation.
+        n: So many samples there are; up to the usual 16 run as one.
+        with_shifted: Whether each image is run twice.
+
+    Returns:
+        ``None``: all.
+    """
+    if n <= NUMBER:
+        return None
+    sizes = (getattr(one, "batch_size", None) for one in (loader, getattr(loader, "batch_sampler", None)))
+    size = next((size for size in sizes if isinstance(size, int) and size > 0), 2 * NUMBER)
+    return max(1, size // 2 if with_shifted else size)
 
 
 def way_of_loading(loader: Any) -> dict[str, Any]:

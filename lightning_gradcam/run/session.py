@@ -228,7 +228,8 @@ class Session:
                 )
             measured.numbers.update(_localization(self.settings, probe, seen))
             if moment is not None:
-                self.history.add(measured, seen.maps, seen.prediction, moment, seen.target_classes)
+                prediction, classes = seen.prediction, seen.target_classes
+                self.history.add(measured, seen.maps, prediction, moment, classes, probe.filmed_rows)
         return measured
 
     def _send(self, trainer: Trainer, look: Look, step: int | None) -> None:
@@ -297,11 +298,13 @@ def _localization(settings: Settings, probe: Probe, seen: Seen) -> dict[str, flo
     """How well the maps find the samples' objects, by full key; empty where that is not asked for."""
     if settings.localization is None:
         return {}
+    if settings.localization.samples == "pictured":
+        probe, seen = probe.in_pictures, seen.part(probe.pictured_rows)
     target = probe.question.target
     ranked = target is predicted or isinstance(target, TopTarget)
     return localization_of_groups(
         seen.maps,
-        probe.regions[settings.localization],
+        probe.regions[settings.localization.region],
         probe.rows.labels,
         probe.rows.groups,
         seen.target_classes,

@@ -55,6 +55,29 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class Localization:
+    """Which region holds each sample's object, and of which samples it is scored how well maps find it.
+
+    Attributes:
+        region: Its name in the batch.
+        samples: ``"pictured"``: those that are drawn; ``"all"``. It takes some 40 ms a sample of 224 pixels.
+
+    Raises:
+        ValueError: If ``samples`` is neither.
+        TypeError: If the region is no name.
+    """
+
+    region: str
+    samples: Literal["pictured", "all"] = "pictured"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.region, str):
+            raise TypeError(f"`localization` must be the name of a region, got {type(self.region).__name__}")
+        if self.samples not in ("pictured", "all"):
+            raise ValueError(f'`Localization(samples=...)` must be "pictured" or "all", got {self.samples!r}')
+
+
+@dataclass(frozen=True)
 class Settings:
     """The arguments of :class:`~lightning_gradcam.GradCAMCallback`, which explains them, each in one form.
 
@@ -70,6 +93,7 @@ class Settings:
 
     target_layer: tuple[Layer, ...]
     samples: Samples
+    pictures: int | list[int]
     target: Target
     method: Method
     every_n_epochs: int
@@ -79,7 +103,7 @@ class Settings:
     drift: Drift
     display: Display
     guided: int
-    localization: str | None
+    localization: Localization | None
     record: bool | str | Path
     prefix: str
     on_error: Literal["warn", "raise"]
@@ -105,8 +129,6 @@ class Settings:
                 f"`Drift(reference={reference})` names an epoch that `every_n_epochs={every}` leaves "
                 f"out; one nearby is {max((reference + 1) // every, 1) * every - 1}"
             )
-        if self.localization is not None and not isinstance(self.localization, str):
-            raise TypeError(f"`localization` must be the name of a region, got {type(self.localization).__name__}")
         if not isinstance(self.guided, int) or self.guided < 0:
             raise ValueError(f"`guided` must be True, False or a number of observations, got {self.guided!r}")
         if not isinstance(self.record, (bool, str, Path)):
@@ -123,6 +145,13 @@ class Settings:
     def history_question(self) -> str:
         """What the numbers of a run depend on beside its samples and layers."""
         return f"{self.question} · reference {self.drift.reference}"
+
+
+def as_localization(localization: Any) -> Localization | None:
+    """Bring the ``localization`` argument to one form."""
+    if localization is None or isinstance(localization, Localization):
+        return localization
+    return Localization(localization)
 
 
 def in_words(choice: Any) -> str:

@@ -28,15 +28,16 @@ from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import label, predicted
 from lightning_gradcam.attribution.tasks import RegressionTarget
 from lightning_gradcam.picture.datasets import find_class_names, find_normalization
-from lightning_gradcam.picture.display import photos
+from lightning_gradcam.picture.display import photos, value_limits
 from lightning_gradcam.picture.text import load_font, missing_letters
+from lightning_gradcam.picture.view import Axes
 from lightning_gradcam.record.compare import sample_mismatch
 from lightning_gradcam.record.record import Record
 from lightning_gradcam.run.dataset_labels import number_of_classes, some_labels
 from lightning_gradcam.run.failures import on_first_process
 from lightning_gradcam.run.probe import Probe, describe_samples, layer_prefixes
 from lightning_gradcam.run.reference import ReferenceRun
-from lightning_gradcam.run.samples import Loaded, fixed_batch
+from lightning_gradcam.run.samples import Loaded, choose, fixed_batch, samples_at_once
 from lightning_gradcam.run.settings import Settings, in_words
 from lightning_gradcam.run.sources import choose_source
 from lightning_gradcam.run.trainer import LightningModule, Source, Trainer
@@ -100,6 +101,7 @@ def prepare(
     def load() -> Loaded:
         loaded = fixed_batch(trainer, pl_module, source, samples, settings.batch_fn)
         _check_localization(settings, loaded.read.batch)
+        choose(settings.pictures, len(loaded.read.batch.images), "pictures", "fixed batch")
         return _with_multilabel(loaded, settings, source, told_by[0], pl_module)
 
     def look(model: nn.Module, loaded: Loaded) -> _Found:
@@ -120,6 +122,9 @@ def prepare(
     with torch_defaults():
         regions = {name: region_masks(region, batch.size) for name, region in batch.regions.items()}
     grey, of_values = _photos(settings, batch, *told_by), isinstance(asked.question.target, RegressionTarget)
+    n, display, limits = len(batch.images), settings.display, None
+    if grey.ndim == 2:
+        limits = value_limits(batch.pictures, display.mean, display.std, display.window)
     return Probe(
         settings=settings,
         batch=batch,
@@ -129,10 +134,13 @@ def prepare(
         layouts=found.layouts,
         regions=regions,
         photos=grey,
+        axes=Axes(batch.time, batch.spacing, limits),
         class_names=None if of_values else class_names,
         reference_run=reference_run,
         question=asked.question,
         notes=(*found.notes, *found.warnings),
+        pictured=choose(settings.pictures, n, "pictures", "fixed batch"),
+        at_once=samples_at_once(source.loader, n, settings.drift.noise_floor),
     )
 
 
@@ -212,10 +220,11 @@ def _with_axes(
 
 
 def _check_localization(settings: Settings, batch: Batch) -> None:
-    if settings.localization is not None and settings.localization not in batch.regions:
+    region = settings.localization and settings.localization.region
+    if region is not None and region not in batch.regions:
         raise ValueError(
-            f"`localization` names the region {settings.localization!r}, the batch has {sorted(batch.regions)}; return "
-            "it from `batch_fn`"
+            f"`localization` names the region {region!r}, the batch has {sorted(batch.regions)}; return it from "
+            "`batch_fn`"
         )
 
 

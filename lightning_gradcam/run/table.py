@@ -23,13 +23,14 @@ def sample_table(look: Look, history: History, prefix: str) -> dict[str, list[An
     Returns:
         Pictures, texts, numbers and bools, and ``None`` where there is no value. A column without any is left out.
     """
+    pictures, look = sample_pictures(look, history, prefix)[0], look.in_pictures
     maps, seen, rows = look.seen.maps[prefix], look.seen, look.probe.rows
     prediction, words, names = seen.prediction, seen.words, look.probe.class_names
     samples = [sample_name(one) for one in rows.ids or range(len(maps))]
     # In the words of the captions, which name sample and label together.
     titles = [caption.sample[0].removeprefix(name) for caption, name in zip(look.captions(maps), samples, strict=True)]
     columns: dict[str, list[Any]] = {
-        "picture": sample_pictures(look, history, prefix)[0],
+        "picture": pictures,
         "sample": _texts(samples),
         "label": [None if label == "no label" else label for label in _texts(titles)],
         "group": _texts(rows.groups),

@@ -215,7 +215,7 @@ def test_labels_that_name_no_class_are_shown_as_they_are():
 
 
 def test_more_samples_than_a_jpeg_holds():
-    with pytest.raises(ValueError, match=r"2400 maps make a picture of 79\d\d\d pixels in height.*fewer `samples`"):
+    with pytest.raises(ValueError, match=r"2400 maps make a picture of 79\d\d\d pixels in height.*fewer `pictures`"):
         grid(torch.zeros(2400, 4, 4), torch.zeros(2400, 1, 2), [CAPTION] * 2400, {}, "")
 
 

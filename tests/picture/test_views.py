@@ -22,8 +22,10 @@ from lightning_gradcam.picture.grid import Caption, grid, tiles
 from lightning_gradcam.picture.overlay import gradient_pictures, overlay
 from lightning_gradcam.picture.panels import gradient_tiles, map_tiles, region_boxes
 from lightning_gradcam.picture.view import Axes, Panel, evenly, frame_views, narrow_view, strongest_pixels, wide_view
-from lightning_gradcam.run.history import Moment
+from lightning_gradcam.run.history import Measurement, Moment
+from lightning_gradcam.run.observer import Seen
 from lightning_gradcam.run.pictures import Look, layer_pictures, sample_pictures
+from lightning_gradcam.run.probe import Probe
 
 CAPTION = Caption(("", ""), ("", ""), True, "")
 CLIPS = Axes(time=0)
@@ -153,18 +155,16 @@ def test_regions_are_outlined_where_a_plane_cuts_them():
         torch.testing.assert_close(boxes, torch.tensor([plane, [0.0] * 4]), rtol=0, atol=1e-4)
 
 
-def volume_look(maps, **display):
+def volume_look(maps, time_axis=None):
     n = len(maps)
-    batch = Batch(torch.zeros(n, 1, 16, 16, 16), ids=list(range(n)))
-    settings = SimpleNamespace(display=Display(**display), question="target label")
-    probe = SimpleNamespace(
-        batch=batch, rows=batch, photos=torch.zeros(n, 16, 16, 16), settings=settings, class_names=None,
-        layers={"cam": "net"},
+    batch = Batch(torch.zeros(n, 1, 16, 16, 16), ids=list(range(n)), time_axis=time_axis)
+    probe = Probe(
+        SimpleNamespace(display=Display(), question="target label"), batch, batch, None, {"cam": "net"}, {}, {},
+        torch.zeros(n, 16, 16, 16), Axes(batch.time), None, None, None, k=1, pictured=list(range(n)),
     )  # fmt: skip
-    seen = SimpleNamespace(maps={"cam": maps}, k=1, prediction=None, target_classes=None, words=None)
     missing = {"cam": torch.full((n,), torch.nan)}
-    measured = SimpleNamespace(drift=missing, drift_from_reference=missing)
-    return Look(probe, seen, measured, Moment(0, True), "epoch 0")
+    seen = Seen({"cam": maps}, {}, torch.zeros(n), None, None, None, 1)
+    return Look(probe, seen, Measurement({}, missing, missing, {}), Moment(0, True), "epoch 0")
 
 
 def spot(*cells):
@@ -265,7 +265,7 @@ def test_only_clips_play_and_all_kinds_come_in_a_look():
     )  # fmt: skip
     look = volume_look(maps)
     assert [key for key, _ in layer_pictures(look, history)] == ["cam/grid", "cam/filmstrip"]
-    look.probe.batch = look.probe.rows = Batch(torch.zeros(2, 1, 16, 16, 16), ids=[0, 1], time_axis=2)
+    look = volume_look(maps, time_axis=2)
     found = dict(layer_pictures(look, history))
     assert list(found) == ["cam/grid", "cam/clip", "cam/filmstrip"]
     assert len(found["cam/clip"]) == 16

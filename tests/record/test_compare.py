@@ -304,7 +304,7 @@ def test_a_reader_that_stops_and_a_full_disk_are_no_traceback(pair, pipe, code):
 
 def test_another_schema_is_exit_code_2(pair, capsys):
     path = Path("weak/gradcam/record.json")
-    path.write_text(path.read_text().replace('"schema": 3', '"schema": 9'))
+    path.write_text(path.read_text().replace('"schema": 4', '"schema": 9'))
     assert main(["report", "weak"]) == 2
     assert "has schema 9" in capsys.readouterr().err
 

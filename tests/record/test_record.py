@@ -79,7 +79,7 @@ def object_array(folder):
             ValueError,
             "class_names, fingerprint|name, id, settings",
         ),
-        (spoil_json(schema=7), ValueError, "has schema 7, this version of lightning_gradcam reads 2 and 3"),
+        (spoil_json(schema=7), ValueError, "has schema 7, this version of lightning_gradcam reads 2, 3 and 4"),
         (spoil_json(settings={"layers": {"other": ""}}), ValueError, "its files do not fit each other"),
         (lambda folder: (folder / "samples.npz").unlink(), ValueError, "is damaged, it has no 'samples.npz'"),
         (
@@ -221,7 +221,8 @@ def test_nothing_but_the_spacing_of_images_that_know_more_reaches_the_record():
         fingerprint=Fingerprint("i", "p", 2),
         layers={"gradcam": "net"},
         class_names=None,
-        photos=images[:, 0],
+        in_pictures=SimpleNamespace(photos=images[:, 0]),
+        pictured_rows=[0, 1],
     )
     trainer = SimpleNamespace(lightning_module=torch.nn.Identity(), precision="32", current_epoch=0, global_step=0)
     writer = open_record(trainer, probe, Path("run/gradcam"), None)
