@@ -51,6 +51,7 @@ class GradCAMCallback(Callback):
     ``grid``                  a picture: every sample's map over its photo, with its prediction
     ``filmstrip``             a picture: the run so far, a row a sample, always with the first and the last
                               observation
+    ``positional_bias_map``   a picture: how often each cell is in a map's strongest tenth, over the mean photo
     ``clip``                  of clips: the first samples, frame by frame, as a GIF or a video
     ``guided_backprop``       pictures, see ``guided``: which pixels speak for the score, by the guided gradient
     ``guided_gradcam``        pictures: that, times the map
@@ -64,6 +65,10 @@ class GradCAMCallback(Callback):
     ``drift_chance``          the same between different samples: what maps without relation show         median
     ``centroid_shift``        distance of the centres of mass to the reference, in grid diagonals; 0 to 1 median
     ``topk_iou``              overlap of the strongest fifth of the cells with the reference; 0 to 1      median
+    ``positional_bias``       the largest share of maps that have the same cell in their strongest tenth, as on a
+                              watermark, but objects in the middle do so too; 0 to 1
+    ``positional_bias_``      what it is by chance: its 95th percentile over random shifts of each map,
+    ``chance``                round the edges; 0 to 1
     ``concentration``         how few cells hold the evidence; 0 uniform, 1 one cell; for one grid only   median
     ``strength``              sum of the signed map: evidence for the target, in its own unit; only for   median
                               ``gradcam`` and ``hirescam``, whose sum has it

@@ -13,6 +13,7 @@ import numpy as np
 from lightning_gradcam.attribution.arrays import Array, namespace
 from lightning_gradcam.metrics.drift import distribution, strongest_cells
 
+LIMIT = 0.7  # from which on it is told; objects in the middle of pictures have reached 0.5
 _DRAWS = 500
 _AT_ONCE = 2_000_000  # cells that are counted at once
 
@@ -61,6 +62,22 @@ def positional_bias_chance(maps: Array) -> float:
         counts = np.bincount(flat.ravel(), minlength=draws * math.prod(grid)).reshape(draws, -1)
         found.append(counts.max(1))
     return float(np.quantile(np.concatenate(found), 0.95)) / len(top)
+
+
+def place_in_words(places: Array) -> str:
+    """Where the cell that is most often among the strongest lies.
+
+    Args:
+        places: ``(*grid)``, see :func:`how_often`.
+    """
+    grid = tuple(places.shape)
+    cell = np.unravel_index(int(places.argmax()), grid)
+    numbers = f"({', '.join(map(str, map(int, cell)))}) of {' x '.join(map(str, grid))}"
+    if len(grid) != 2:
+        return numbers
+    thirds = [int(3 * (place + 0.5) / side) for place, side in zip(cell, grid, strict=True)]
+    down, across = ("upper", "middle", "lower")[thirds[0]], ("left", "middle", "right")[thirds[1]]
+    return f"{down if down == across else f'{down} {across}'}, {numbers}"
 
 
 def _strongest_tenth(maps: Array) -> Array:

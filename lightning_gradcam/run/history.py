@@ -14,6 +14,7 @@ from lightning_gradcam.attribution.prediction import Prediction
 from lightning_gradcam.attribution.spatial import along_cells, cell_axes
 from lightning_gradcam.metrics import drift as measures
 from lightning_gradcam.metrics.numbers import aggregate, by_group, describe, worst_value
+from lightning_gradcam.metrics.positional import how_often, positional_bias_chance
 from lightning_gradcam.picture.filmstrip import COLUMNS, ROWS, Frame, frame_maps
 from lightning_gradcam.run.reference import ReferenceRun
 from lightning_gradcam.run.settings import Drift
@@ -147,12 +148,14 @@ class Measurement:
         drift: By the prefix of a layer, the drift ``(n,)`` of each sample since the observation before.
         drift_from_reference: The same from the reference.
         alerts: By the prefix of a layer, the positions in the batch of the samples that an alert names.
+        places: By the prefix of a layer, in what share of the maps each cell is among the strongest tenth, ``(*grid)``.
     """
 
     numbers: dict[str, float]
     drift: dict[str, Tensor]
     drift_from_reference: dict[str, Tensor]
     alerts: dict[str, list[int]]
+    places: dict[str, Tensor]
 
 
 @dataclass(eq=False)
@@ -215,7 +218,7 @@ class History:
             counted: The positions of the samples that numbers are taken over; ``None``: all.
         """
         parts = by_group(groups, len(next(iter(maps.values()))), counted)
-        measured = Measurement({}, {}, {}, {})
+        measured = Measurement({}, {}, {}, {}, {})
         for prefix, signed in maps.items():
             track = self._track(prefix, signed)
             values = describe(signed, self.additive, regions)
@@ -231,7 +234,13 @@ class History:
             for suffix, members in parts.items():
                 chosen = {key: value[members] for key, value in values.items()}
                 chosen["drift_chance"] = measures.chance(signed[members])
-                measured.numbers.update({f"{prefix}/{key}{suffix}": one for key, one in aggregate(chosen).items()})
+                places = how_often(signed[members])
+                found = aggregate(chosen) | {
+                    "positional_bias": float(places.max()),
+                    "positional_bias_chance": positional_bias_chance(signed[members]),
+                }
+                measured.numbers.update({f"{prefix}/{key}{suffix}": one for key, one in found.items()})
+                measured.places.setdefault(prefix, places)  # of all, which come first
             limit = self._limit(measured.numbers, prefix)
             if track.calm >= 2 and measured.numbers[f"{prefix}/drift"] > limit:
                 measured.alerts[prefix] = (values["drift"] > limit).nonzero()[:, 0].tolist()

@@ -26,7 +26,9 @@ from lightning_gradcam.loggers.destinations import (
     write_samples,
     write_table,
 )
+from lightning_gradcam.metrics.drift import distribution
 from lightning_gradcam.metrics.evidence import explain_empty_maps
+from lightning_gradcam.metrics.positional import LIMIT, place_in_words
 from lightning_gradcam.picture.encode import Picture
 from lightning_gradcam.picture.filmstrip import Filmstrip
 from lightning_gradcam.picture.text import printable
@@ -106,6 +108,12 @@ class Outlets:
                 if kind not in self._already_logged:
                     self._already_logged.add(kind)
                     rank_zero_info(f"GradCAMCallback: {text}")
+            told = f"{prefix}/positional_bias"
+            if look.moment is not None and look.moment.epoch >= 0 and told not in self._already_logged:
+                text = _positional_bias_in_words(look, prefix)
+                if text:
+                    self._already_logged.add(told)
+                    rank_zero_info(f"GradCAMCallback: {text}")
             if prefix in measured.alerts:
                 names = printable(", ".join(sample_name(rows.ids[i]) for i in measured.alerts[prefix]))
                 text = (
@@ -181,6 +189,21 @@ class Outlets:
         if probe.in_pictures is not probe:
             card["pictured"] = ", ".join(str(name) for name in probe.in_pictures.batch.ids)
         _to_each_logger(trainer, "the card", write_card, f"{probe.settings.prefix}/probe", card, step)
+
+
+def _positional_bias_in_words(look: Look, prefix: str) -> str:
+    """Where maps lie whatever the picture, if they do more than chance would let them."""
+    numbers, places, counted = look.measured.numbers, look.measured.places[prefix], look.probe.counted
+    share, chance = (numbers[f"{prefix}/positional_bias{end}"] for end in ("", "_chance"))
+    if not share > max(chance, LIMIT):
+        return ""
+    maps = look.seen.maps[prefix]
+    readable = int(distribution(maps if counted is None else maps[counted]).isfinite().flatten(1).all(1).sum())
+    return (
+        f"the maps of `{look.probe.layers[prefix]}` lie at one place: {round(share * readable)} of {readable} "
+        f"({share:.2f}, by chance {chance:.2f}) have the cell {place_in_words(places)}, among their strongest tenth. "
+        f"Objects that are always in the middle do this too; `{prefix}/positional_bias_map` shows where."
+    )
 
 
 def _to_each_logger(trainer: Trainer, what: str, write: Callable[..., None], *content: Any) -> None:

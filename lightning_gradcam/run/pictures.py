@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_gradcam.attribution.guided import guide
 from lightning_gradcam.attribution.spatial import along_cells
 from lightning_gradcam.picture.clip import SAMPLES, clip
+from lightning_gradcam.picture.draw import notes
 from lightning_gradcam.picture.encode import Picture
 from lightning_gradcam.picture.filmstrip import ROWS, Filmstrip
 from lightning_gradcam.picture.grid import Caption, captions, grid, tiles
@@ -113,6 +114,7 @@ def layer_pictures(
         if axes.time is not None:
             short = f"{look.when} · {probe.layers[prefix]}"  # the tiles are few and narrow
             yield f"{prefix}/clip", _clip(few, axes.time, maps, under, short, peak)
+        yield f"{prefix}/positional_bias_map", _positional_picture(look, prefix)
         if look.moment is not None:
             track, reference = history.tracks[prefix], history.reference_run
             if prefix not in filmstrips:
@@ -124,6 +126,28 @@ def layer_pictures(
             beside = None if reference is None else (reference.name, reference.frame(prefix, rows))
             planes = None if planes is None else planes[:ROWS]
             yield f"{prefix}/filmstrip", filmstrips[prefix].draw(track.frames, moved, track.peak[rows], beside, planes)
+
+
+def _positional_picture(look: Look, prefix: str) -> Image:
+    """How often each cell is among the strongest, over the mean photo: the same colour means the same share always."""
+    probe, display, numbers = look.probe, look.probe.settings.display, look.measured.numbers
+    places = look.measured.places[prefix].nan_to_num(0)[None]
+    largest, chance = (f"{numbers[f'{prefix}/positional_bias{end}']:.2f}" for end in ("", "_chance"))
+    caption = Caption(("largest share", largest), ("by chance", chance), None, notes(places)[0])
+    return grid(
+        probe.mean_photo,
+        places,
+        [caption],
+        {},
+        f"{look.when} · 0 to 1: share of maps with a cell in their strongest tenth · {probe.layers[prefix]}",
+        peak=torch.ones(1),
+        scale="run",
+        tile=2 * display.tile,
+        colormap=display.colormap,
+        font=display.font,
+        axes=probe.axes,
+        planes=strongest_pixels(places, tuple(probe.photos.shape[1:])) if probe.photos.ndim == 4 else None,
+    )
 
 
 def _clip(look: Look, time: int, maps: Tensor, captions: list[Caption], foot: str, peak: Tensor | None) -> list[Image]:

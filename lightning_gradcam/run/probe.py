@@ -93,6 +93,11 @@ class Probe:
             pictured=list(range(len(self.pictured))),
         )
 
+    @cached_property
+    def mean_photo(self) -> Tensor:
+        """The mean over all samples, ``(1, *spatial)`` in [0, 1]."""
+        return self.photos.mean(0, keepdim=True)
+
     @property
     def with_label(self) -> list[int] | None:
         """The rows whose samples have a label; ``None``: all, or there are no labels at all."""

@@ -13,6 +13,7 @@ from tiny import new
 
 from lightning_gradcam import Batch, Display
 from lightning_gradcam.attribution.spatial import upsampled
+from lightning_gradcam.metrics.positional import how_often
 from lightning_gradcam.picture import panels
 from lightning_gradcam.picture.clip import clip
 from lightning_gradcam.picture.display import photos, value_limits
@@ -164,7 +165,9 @@ def volume_look(maps, time_axis=None):
     )  # fmt: skip
     missing = {"cam": torch.full((n,), torch.nan)}
     seen = Seen({"cam": maps}, {}, torch.zeros(n), None, None, None, 1)
-    return Look(probe, seen, Measurement({}, missing, missing, {}), Moment(0, True), "epoch 0")
+    numbers = {"cam/positional_bias": 0.5, "cam/positional_bias_chance": 0.4}
+    measured = Measurement(numbers, missing, missing, {}, {"cam": how_often(maps)})
+    return Look(probe, seen, measured, Moment(0, True), "epoch 0")
 
 
 def spot(*cells):
@@ -264,10 +267,12 @@ def test_only_clips_play_and_all_kinds_come_in_a_look():
         reference=maps, frames=[unknown(0, maps)], peak=torch.ones(2),
     )  # fmt: skip
     look = volume_look(maps)
-    assert [key for key, _ in layer_pictures(look, history)] == ["cam/grid", "cam/filmstrip"]
+    assert [key for key, _ in layer_pictures(look, history)] == [
+        "cam/grid", "cam/positional_bias_map", "cam/filmstrip",
+    ]  # fmt: skip
     look = volume_look(maps, time_axis=2)
     found = dict(layer_pictures(look, history))
-    assert list(found) == ["cam/grid", "cam/clip", "cam/filmstrip"]
+    assert list(found) == ["cam/grid", "cam/clip", "cam/positional_bias_map", "cam/filmstrip"]
     assert len(found["cam/clip"]) == 16
     assert sample_pictures(look, history, "cam")[0][0].size == (4 * 78 + 6, 2 * 78 + 2)
 
