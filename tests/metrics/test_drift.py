@@ -30,6 +30,19 @@ def test_by_hand():
     assert concentration(LEFT).item() == pytest.approx(1 - entropy / np.log(4))
 
 
+def test_chance_of_many_samples_is_that_of_2000_pairs_with_a_fixed_seed():
+    maps = torch.rand(300, 5, 5, generator=torch.Generator().manual_seed(0)) ** 4
+    found = chance(maps)
+    assert len(found) == 2000
+    assert found.tolist() == chance(maps).tolist()
+    assert np.allclose(found, chance(maps.numpy()), atol=1e-6)
+    first, second = torch.triu_indices(300, 300, 1)
+    of_all = 1 - similarity(maps[first], maps[second])
+    assert found.median().item() == pytest.approx(of_all.median().item(), abs=0.01)
+    assert found.min() > 0  # no sample is paired with itself
+    assert len(chance(maps[:63])) == 63 * 62 // 2
+
+
 def test_chance_by_hand():
     three = torch.cat([LEFT, EMPTY, RIGHT, LEFT])
     assert sorted(chance(three).tolist()) == [0, 0.75, 0.75]

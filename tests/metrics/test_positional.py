@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_gradcam.metrics.positional import how_often, positional_bias, positional_bias_chance
+from lightning_gradcam.metrics.positional import how_often, place_in_words, positional_bias, positional_bias_chance
 
 
 def spots(places, grid=(4, 5)):
@@ -71,3 +71,21 @@ def test_maps_at_one_place_are_beyond_chance_and_maps_anywhere_are_not(grid):
 def test_many_maps_are_counted_in_parts():
     maps = np.random.default_rng(0).normal(size=(256, 32, 32)).astype(np.float32)
     assert 0.1 < positional_bias_chance(maps) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("grid", "cell", "words"),
+    [
+        ((7, 7), (0, 0), "upper left, (0, 0) of 7 x 7"),
+        ((7, 7), (3, 3), "middle, (3, 3) of 7 x 7"),
+        ((7, 7), (3, 6), "middle right, (3, 6) of 7 x 7"),
+        ((7, 7), (6, 2), "lower middle, (6, 2) of 7 x 7"),
+        ((1, 9), (0, 8), "middle right, (0, 8) of 1 x 9"),
+        ((12,), (11,), "(11) of 12"),
+        ((2, 3, 4), (1, 2, 3), "(1, 2, 3) of 2 x 3 x 4"),
+    ],
+)
+def test_a_place_in_words(grid, cell, words):
+    places = np.zeros(grid)
+    places[cell] = 0.5
+    assert place_in_words(places) == place_in_words(torch.from_numpy(places)) == words

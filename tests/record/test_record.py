@@ -161,6 +161,23 @@ def test_a_record_of_schema_2_is_of_images_of_the_photos_size():
     assert record.steps.tolist() == [7]
 
 
+def test_a_record_of_schema_3_pictures_all_samples():
+    folder = write_maps("old", np.ones((1, 2, 4, 4)), np.zeros((2, 8, 8), np.uint8))
+    about = json.loads((folder / "record.json").read_text())
+    del about["pictured"]
+    (folder / "record.json").write_text(json.dumps(about | {"schema": 3}))
+    assert Record.open("old").pictured.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("pictured", [[0, 2], [-1, 0], [0], [[0], [1]], "01", None, ["a", "b"]])
+def test_pictured_samples_that_do_not_fit_are_damage(pictured):
+    folder = write_maps("run", np.ones((1, 2, 4, 4)), np.zeros((2, 8, 8), np.uint8))
+    about = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(about | {"pictured": pictured}))
+    with pytest.raises(ValueError, match="damaged"):
+        Record.open("run")
+
+
 def change_samples(**changes):
     def spoil(folder):
         with np.load(folder / "samples.npz") as kept:
