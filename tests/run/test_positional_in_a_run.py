@@ -110,4 +110,4 @@ def test_one_colour_of_the_picture_is_one_share_in_all_of_them(caplog, drawn):
         places[0, 3, 3] = share
         values = upsampled(places, (320, 320))[0, 138:143, 138:143, None]
         expected = 0.75 * values * 255 * colors(values[..., 0], "turbo") + (1 - 0.75 * values) * grey
-        assert np.abs(middle - expected.numpy()).mean() < 5
+        assert np.abs(middle - expected.numpy()).mean() < 12

@@ -34,6 +34,7 @@ class Sharded(TinyModule):
 
 strategies = {
     "ddp": lambda: "ddp",
+    "many": lambda: "ddp",
     "unused": lambda: DDPStrategy(find_unused_parameters=True),
     "static": lambda: DDPStrategy(static_graph=True),
     "sharded": lambda: ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1),
@@ -61,7 +62,8 @@ def run(how):
     save = pl.callbacks.ModelCheckpoint("saved", save_last=True)
     drift = Drift(reference_run="gradcam" if how == "beside" else None)
     module = modules.get(kind, TinyModule)()
-    callback = GradCAMCallback(samples=5, target=target, batch_fn=read, drift=drift, guided=2)
+    samples = {"samples": 18, "pictures": 5} if kind == "many" else {"samples": 5}  # in chunks of two, or as one
+    callback = GradCAMCallback(**samples, target=target, batch_fn=read, drift=drift, guided=2)
     callbacks = [save] if how == "without" else [save, callback]
     trainer = pl.Trainer(callbacks=callbacks, max_epochs=int(epochs), accelerator="cpu", devices=devices,
                          strategy=strategies[kind](), logger=False, enable_progress_bar=False,
@@ -107,6 +109,7 @@ def run(how, kind="ddp", devices=2, **options):
     ("kind", "devices"),
     [
         ("ddp", 2),
+        pytest.param("many", 2, marks=pytest.mark.slow),
         pytest.param("unused", 2, marks=pytest.mark.slow),
         pytest.param("static", 2, marks=pytest.mark.slow),
         pytest.param("sharded", 2, marks=pytest.mark.slow),
@@ -118,7 +121,7 @@ def test_several_processes(kind, devices):
     done = launch("without with", kind, devices)
     assert done.returncode == 0, done.stderr
     (first, *others), (without, *_) = result("with", devices), result("without", devices)
-    assert first["ids"] == [0, 4, 9, 14, 19]
+    assert first["ids"] == ([i * 24 // 18 for i in range(18)] if kind == "many" else [0, 4, 9, 14, 19])
     assert first["layer"] == ["net.5"]
     if kind != "sharded":  # whose BatchNorm keeps statistics of its own on each process
         assert all(other == first for other in others)
