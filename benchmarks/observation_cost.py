@@ -123,7 +123,7 @@ def ours(
         history.add(measured, seen.maps, seen.prediction, moment, seen.target_classes)
     look = Look(probe, seen, measured, moment, "epoch 0")
     pictures = layer_pictures(look, history)
-    for part in ("grid", "filmstrip"):
+    for part in ("grid", "places", "filmstrip"):
         with clock(part):
             picture = next(pictures)
         with clock(f"log {part}"):
@@ -248,6 +248,7 @@ def table(seconds: dict[str, list[dict[str, float]]]) -> str:
         "grid + its log": ("grid", "log grid"),
         "log of the numbers": ("log numbers",),
         "**total of these**": ("capture", "metrics", "grid", "log grid", "log numbers"),
+        "positional bias, picture and log": ("places", "log places"),
         "filmstrip": ("filmstrip",),
         "log of the filmstrip": ("log filmstrip",),
         "capture with the noise floor": ("capture with floor",),

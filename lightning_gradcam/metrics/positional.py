@@ -65,13 +65,14 @@ def positional_bias_chance(maps: Array) -> float:
 
 
 def place_in_words(places: Array) -> str:
-    """Where the cell that is most often among the strongest lies.
+    """Where the cell that is most often among the strongest lies; of several the one nearest to their middle.
 
     Args:
         places: ``(*grid)``, see :func:`how_often`.
     """
     grid = tuple(places.shape)
-    cell = np.unravel_index(int(places.argmax()), grid)
+    cells = np.argwhere(np.asarray(places == places.max()))
+    cell = cells[((cells - cells.mean(0)) ** 2).sum(1).argmin()]
     numbers = f"({', '.join(map(str, map(int, cell)))}) of {' x '.join(map(str, grid))}"
     if len(grid) != 2:
         return numbers

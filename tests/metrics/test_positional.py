@@ -73,6 +73,13 @@ def test_many_maps_are_counted_in_parts():
     assert 0.1 < positional_bias_chance(maps) < 0.2
 
 
+def test_a_place_of_several_cells_is_named_by_their_middle():
+    places = np.zeros((8, 8))
+    places[5:8, 0:3] = 1
+    places[2, 2] = 0.9
+    assert place_in_words(places) == "lower left, (6, 1) of 8 x 8"
+
+
 @pytest.mark.parametrize(
     ("grid", "cell", "words"),
     [
