@@ -3,7 +3,7 @@
 It trains `weak`, `strong` and `recovered` of `examples/digits_on_photos.py`, observes all 400 held-out pictures after
 each epoch and measures on the same pictures what each network knows with the tag and without.
 
-    python benchmarks/reading.py                # six minutes on two cores
+    python benchmarks/reading.py                # twelve minutes on two busy cores
     python benchmarks/reading.py --runs FOLDER  # keep the runs there, and read those that are there
 """
 
@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import digits_on_photos as example
 
 from lightning_gradcam import Display, GradCAMCallback, Record, compare, gradcam
+from lightning_gradcam.metrics.drift import distribution
 from lightning_gradcam.metrics.positional import positional_bias, positional_bias_chance
 
 KINDS, SEEDS, TAGS = ("weak", "strong"), (0, 1, 2), ("right", "no")
@@ -150,6 +151,13 @@ def logged_rows(runs: Runs, *keys: str) -> Iterable[tuple[str, list[list[float]]
         yield f"{kind}: `{key}`", [run.logged(key) for run in of_kind(runs, kind)]
 
 
+def corner_rows(runs: Runs) -> Iterable[tuple[str, list[list[float]]]]:
+    """What lies in the four by four cells of the corner of the tag, which itself is not two cells wide."""
+    for kind in KINDS:
+        shares = [[distribution(maps)[:, -4:, :4].sum((1, 2)) for maps in run.maps] for run in of_kind(runs, kind)]
+        yield f"{kind}: the 16 cells of the tag's corner", [[float(np.nanmean(one)) for one in run] for run in shares]
+
+
 def agreements(pairs: Iterable[tuple[Run, Run]]) -> list[list[float]]:
     """How far the maps of two runs agree, for each pair the median over all samples, epoch by epoch."""
     compared = [compare(one.record, other.record, samples="all") for one, other in pairs]
@@ -208,17 +216,20 @@ def spread_rows(runs: Runs, draws: int) -> Iterable[tuple[str, list[str]]]:
     """Numbers of seed 0 from random samples: mean, standard deviation and 90 % range over the draws."""
     for kind in KINDS:
         run, rng = runs[kind, SEEDS[0]], np.random.default_rng(0)
-        n, early = len(run.centred), min(5, len(run.maps) - 1)  # the sixth observation, after epoch 4
-        for name, number in {
-            "`mass_digit`": lambda some, run=run: np.nanmean(run.values["mass_digit"][-1][some]),
-            "`mass_tag`": lambda some, run=run: np.nanmean(run.values["mass_tag"][-1][some]),
-            "`concentration`": lambda some, run=run: np.nanmedian(run.values["concentration"][-1][some]),
-            "`drift` at epoch 4": lambda some, run=run, at=early: np.nanmedian(run.values["drift"][at][some]),
-            "`positional_bias`": lambda some, run=run: positional_bias(run.maps[-1][some]),
-        }.items():
-            cells = [f"{number(np.arange(n)):.2f}"]
+        last = {name: values[-1] for name, values in run.values.items()}
+        early = {name: values[:6][-1] for name, values in run.values.items()}  # epoch 4 where there is one
+        of_some = {
+            "`mass_digit`": (np.nanmean, last["mass_digit"]),
+            "`mass_digit`, less that of epoch 4": (np.nanmean, last["mass_digit"] - early["mass_digit"]),
+            "`mass_tag`": (np.nanmean, last["mass_tag"]),
+            "`concentration`": (np.nanmedian, last["concentration"]),
+            "`drift` of epoch 4": (np.nanmedian, early["drift"]),
+            "`positional_bias`": (positional_bias, run.maps[-1]),
+        }
+        for name, (number, values) in of_some.items():
+            cells = [f"{number(values):.2f}"]
             for size in SUBSETS:
-                found = [number(rng.choice(n, size)) for _ in range(draws)]
+                found = [number(values[rng.choice(len(values), size)]) for _ in range(draws)]
                 low, high = np.quantile(found, (0.05, 0.95))
                 cells.append(f"{np.mean(found):.2f} ± {np.std(found):.3f} ({low:.2f} to {high:.2f})")
             yield f"{kind}: {name}", cells
@@ -257,10 +268,10 @@ def main() -> None:
         }
 
     in_epochs("Strength and concentration", runs, logged_rows(runs, "strength", "concentration"))
-    in_epochs("Mass", runs, logged_rows(runs, "mass_digit", "mass_tag"))
+    in_epochs("Mass", runs, [*logged_rows(runs, "mass_digit", "mass_tag"), *corner_rows(runs)])
     in_epochs("Agreement", runs, agreement_rows(runs))
-    measured = ["epochs", "with the tag", "without"]
-    table("Stopping", [*measured, *(f"{name}, stopped" for name in measured)], stopping_rows(runs))
+    measured = ["right with the tag", "right without"]
+    table("Stopping", ["best of all epochs", *measured, "best before the stop", *measured], stopping_rows(runs))
     in_epochs("Drift", runs, logged_rows(runs, "drift", "drift_floor", "drift_chance"))
     table("Spread", [f"all {HELD_OUT}", *(f"{size} samples" for size in SUBSETS)], spread_rows(runs, draws))
     in_epochs("Positional bias", runs, positional_rows(runs))
