@@ -94,7 +94,8 @@ class GradCAMCallback(Callback):
     Drift below ``drift_floor`` is noise, and drift near ``drift_chance`` is a gaze that has gone elsewhere. Samples
     with an empty map, or without a region, are left out of a key; those without a label out of all, where labels are
     asked for; with ``target="predicted"`` also those whose
-    prediction changed, which ``prediction_flips`` counts.
+    prediction changed, which ``prediction_flips`` counts. ``strength`` and ``concentration`` rise whatever a run
+    learns; ``docs/reading.md`` says what each number tells and what it does not.
 
     Pictures go to every logger of the trainer that takes some: those for TensorBoard, W&B, MLflow, Comet, LitLogger and
     Trackio, and any with a method ``log_image(key, images, step)``. Where there is none, they go to JPEG files in
