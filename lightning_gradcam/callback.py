@@ -80,6 +80,14 @@ class GradCAMCallback(Callback):
     ``max_box_acc_v2``        share of samples whose object a box of the map finds, at the threshold      mean
                               that serves best; 0 to 1
     ``pxap``                  average precision of the maps' pixels against the region; 0 to 1
+    ``randomization_drift``   with ``checks``: one less the agreement with the maps under random weights   median
+                              above the layer. No verdict: the activations of the layer stay, so a sound
+                              map need not move as far as ``drift_chance``
+    ``insertion``             with ``checks``: mean probability as pixels come, the map's strongest first   mean
+                              (0 in place of the others), see :mod:`lightning_gradcam.metrics.faithfulness`;
+                              0 to 1, better above ``insertion_random``, that of a random order
+    ``deletion``              the same as they go; better below ``deletion_random``                         mean
+    ``checks_seconds``        what the checks took
     ``seconds``               what the observation took on the calling thread, before TensorBoard writes
     ``guided_seconds``        what the guided pictures took, where they follow the last observation
     ``failures``              how many observations of the run have failed so far; logged when one does
@@ -137,6 +145,10 @@ class GradCAMCallback(Callback):
         localization: The region that holds each sample's object: log how well the maps find it by the published
             protocols of weakly supervised localization, see :mod:`lightning_gradcam.metrics.protocols`. It needs
             scipy (``pip install "lightning-gradcam[localization]"``), and takes some 40 ms a sample of 224 pixels.
+        checks: Check the maps of the last observation of ``fit``, after it: how far they move when the weights of all
+            modules that are called only after their layer are drawn anew, and what becomes of the probability as
+            pixels go and come in their order and in a random one. For each layer it costs 132 forwards of the samples
+            and two maps of each. The weights are copies, and a check that fails is a warning.
         record: Whether to keep maps and numbers on disk, for :class:`Record` and the command ``lightning-gradcam``:
             in ``<prefix>/`` in the run's folder, or in the folder that is named. About 5 KB an observation.
         prefix: What every key starts with.
@@ -165,6 +177,7 @@ class GradCAMCallback(Callback):
         display: Display = Display(),  # noqa: B008  # frozen
         guided: bool | int = False,
         localization: str | None = None,
+        checks: bool = False,
         record: bool | str | Path = True,
         prefix: str = "gradcam",
         on_error: Literal["warn", "raise"] = "warn",
@@ -184,6 +197,7 @@ class GradCAMCallback(Callback):
             drift=drift,
             display=display,
             localization=localization,
+            checks=checks,
             record=record,
             prefix=prefix,
             on_error=on_error,
@@ -309,6 +323,7 @@ class GradCAMCallback(Callback):
             self._observe_after_epoch(trainer.current_epoch - 1, trainer, pl_module, log_numbers_directly)
         else:
             self._session.observe_guided(trainer, pl_module)
+        self._session.check(trainer, pl_module)
         self._session.finish(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

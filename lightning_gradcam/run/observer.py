@@ -19,6 +19,7 @@ from lightning_gradcam.attribution.layout import FEW_CELLS, Layout, fewest_cells
 from lightning_gradcam.attribution.prediction import Prediction, Words
 from lightning_gradcam.attribution.question import Question
 from lightning_gradcam.attribution.spatial import in_words
+from lightning_gradcam.run.checks import Checker, Checks
 from lightning_gradcam.run.failures import OtherProcessError
 from lightning_gradcam.run.probe import Probe
 from lightning_gradcam.run.settings import Settings
@@ -120,6 +121,20 @@ class Observer:
             return found.flatten(0, -2 - len(batch.size))
 
         return self._within_memory(len(batch.images), run)
+
+    def check(self, probe: Probe) -> Checks:
+        """Check the maps of the batch."""
+        batch = probe.batch.apply(lambda tensor: tensor.to(self._pl_module.device))
+        return Checker(
+            probe,
+            batch,
+            self._capture(probe, batch),
+            partial(self._within_memory, len(batch.images)),
+            self._ask,
+            self._attribute,
+            set(map(id, self._pl_module.parameters())),
+            is_sharded(self._trainer),
+        ).check()
 
     def _run(self, forward_fn: Callable[[Any, Batch], Any], model: nn.Module, batch: Batch) -> Any:
         """Run a stand-in as the user's steps would run the module; :func:`in_forward` tells what it raises."""
