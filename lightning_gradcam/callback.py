@@ -80,14 +80,14 @@ class GradCAMCallback(Callback):
     ``max_box_acc_v2``        share of samples whose object a box of the map finds, at the threshold      mean
                               that serves best; 0 to 1
     ``pxap``                  average precision of the maps' pixels against the region; 0 to 1
-    ``randomization_drift``   with ``checks``: one less the agreement with the maps under random weights   median
-                              above the layer. No verdict: the activations of the layer stay, so a sound
-                              map need not move as far as ``drift_chance``
-    ``insertion``             with ``checks``: mean probability as pixels come, the map's strongest first   mean
-                              (0 in place of the others), see :mod:`lightning_gradcam.metrics.faithfulness`;
-                              0 to 1, better above ``insertion_random``, that of a random order
-    ``deletion``              the same as they go; better below ``deletion_random``                         mean
-    ``checks_seconds``        what the checks took
+    ``randomization_drift``   with ``checks``: how far maps move when the weights above the layer are     median
+                              drawn anew (Adebayo et al. 2018). No verdict: the layer's own activations
+                              stay, so a map need not move as far as ``drift_chance``
+    ``insertion``             with ``checks``: area under the probability as pixels come back, the map's  mean
+                              strongest first, see :mod:`lightning_gradcam.metrics.faithfulness`; 0 to 1,
+                              a faithful map has more than ``insertion_random``, that of a random order
+    ``deletion``              the same as they go; it has less than ``deletion_random``; 0 to 1           mean
+    ``checks_seconds``        what the checks took, in all
     ``seconds``               what the observation took on the calling thread, before TensorBoard writes
     ``guided_seconds``        what the guided pictures took, where they follow the last observation
     ``failures``              how many observations of the run have failed so far; logged when one does
@@ -147,8 +147,9 @@ class GradCAMCallback(Callback):
             scipy (``pip install "lightning-gradcam[localization]"``), and takes some 40 ms a sample of 224 pixels.
         checks: Check the maps of the last observation of ``fit``, after it: how far they move when the weights of all
             modules that are called only after their layer are drawn anew, and what becomes of the probability as
-            pixels go and come in their order and in a random one. For each layer it costs 132 forwards of the samples
-            and two maps of each. The weights are copies, and a check that fails is a warning.
+            pixels go and come in their order and in a random one. Once, it costs 132 forwards of the samples and two
+            maps of them for each layer. What cannot be known is left out, which the log says, and a check that fails
+            is a warning. The record has these numbers at its last observation; for monitors they come too late.
         record: Whether to keep maps and numbers on disk, for :class:`Record` and the command ``lightning-gradcam``:
             in ``<prefix>/`` in the run's folder, or in the folder that is named. About 5 KB an observation.
         prefix: What every key starts with.

@@ -113,10 +113,10 @@ class Checker:
             raise _LeftOutError("each process holds a part of the weights only, of which it cannot draw others")
         forward, _ = self.ask(model, self.probe)
         parameters = parameters_above(model, layer, lambda: forward(few_of(self.batch)))
-        if not parameters:
-            raise _LeftOutError("no module with weights of its own is called after it; a layer before it has some")
         if any(id(parameter) in self.shared for parameter in parameters):
             raise _LeftOutError("weights after it are of a class of their own, which has no copies to draw others for")
+        if not any(bool((parameter != parameter.flatten()[:1]).any()) for parameter in parameters):
+            raise _LeftOutError("no module with weights to draw is called after it alone; a layer before it has some")
         probe = replace(self.probe, layouts={layer: self.probe.layouts[layer]})
         with randomizing(_SEED) as randomize:
             for parameter in parameters:

@@ -174,7 +174,7 @@ def constant(module, batch):
     [
         ({"target": TopTarget(2)}, None, {"randomization_drift"}, "the target gives 2 scores a sample"),
         ({"target": lambda output, batch: output[:, 0]}, None, {"randomization_drift"}, "no probability of a class"),
-        ({}, "nothing above", AREAS, "no module with weights of its own is called after"),
+        ({}, "nothing above", AREAS, "no module with weights to draw is called after it alone"),
         ({}, "own class", AREAS, "weights after it are of a class of their own"),
         (
             {"forward_fn": constant, "batch_fn": lambda batch: Batch(*batch, inputs=batch[0])},
@@ -241,7 +241,7 @@ def test_a_run_ends_bit_identical(kind):
     callback = GradCAMCallback("net.4", samples=5, checks=True, on_error="raise")
     found = run(callback)
     assert different(found, without) == set()
-    values = callback._session._last[0].measured.numbers
+    values = Record.open("gradcam").numbers[-1]
     assert 0 < values["gradcam/randomization_drift"] <= 1
     assert values["gradcam/insertion"] > 0
 

@@ -61,7 +61,8 @@ def run(how):
     save = pl.callbacks.ModelCheckpoint("saved", save_last=True)
     drift = Drift(reference_run="gradcam" if how == "beside" else None)
     module = modules.get(kind, TinyModule)()
-    callback = GradCAMCallback(samples=5, target=target, batch_fn=read, drift=drift, guided=2)
+    callback = GradCAMCallback(samples=5, target=target, batch_fn=read, drift=drift, guided=2,
+                               checks=True)
     callbacks = [save] if how == "without" else [save, callback]
     trainer = pl.Trainer(callbacks=callbacks, max_epochs=int(epochs), accelerator="cpu", devices=devices,
                          strategy=strategies[kind](), logger=False, enable_progress_bar=False,
@@ -120,6 +121,7 @@ def test_several_processes(kind, devices):
     (first, *others), (without, *_) = result("with", devices), result("without", devices)
     assert first["ids"] == [0, 4, 9, 14, 19]
     assert first["layer"] == ["net.5"]
+    assert ("gradcam/randomization_drift" in first["numbers"]) == (kind != "sharded")
     if kind != "sharded":  # whose BatchNorm keeps statistics of its own on each process
         assert all(other == first for other in others)
     assert all(other["numbers"] == first["numbers"] for other in others)
