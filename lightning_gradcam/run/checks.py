@@ -89,8 +89,10 @@ class Checker:
         checks = Checks(maps, {prefix: {} for prefix in maps}, [])
         for prefix, name in self.probe.layers.items():
             try:
-                redrawn = self.look(partial(fixed._redrawn_maps, layer=name))
-                checks.values[prefix]["randomization_drift"] = 1 - similarity(maps[prefix], redrawn)
+                drift = 1 - similarity(maps[prefix], self.look(partial(fixed._redrawn_maps, layer=name)))
+                if bool(drift.isnan().all()):
+                    raise _LeftOutError("no map has a positive cell both with the weights as they are and with others")
+                checks.values[prefix]["randomization_drift"] = drift
             except _LeftOutError as error:
                 checks.notes.append(f"leaves `randomization_drift` of `{name}` out: {error}")
             try:

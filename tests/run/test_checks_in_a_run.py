@@ -174,6 +174,12 @@ def constant(module, batch):
     [
         ({"target": TopTarget(2)}, None, {"randomization_drift"}, "the target gives 2 scores a sample"),
         ({"target": lambda output, batch: output[:, 0]}, None, {"randomization_drift"}, "no probability of a class"),
+        (
+            {"method": lambda activations, gradients: -activations.abs().sum(1)},
+            None,
+            set(),
+            "no map has a positive cell",
+        ),
         ({}, "nothing above", AREAS, "no module with weights to draw is called after it alone"),
         ({}, "own class", AREAS, "weights after it are of a class of their own"),
         (
