@@ -117,7 +117,7 @@ class Checker:
         parameters = parameters_above(model, layer, lambda: forward(few_of(self.batch)))
         if any(id(parameter) in self.shared for parameter in parameters):
             raise _LeftOutError("weights after it are of a class of their own, which has no copies to draw others for")
-        if not any(bool((parameter != parameter.flatten()[:1]).any()) for parameter in parameters):
+        if not any(bool((one != one.flatten()[0]).any()) for one in parameters if one.numel()):
             raise _LeftOutError("no module with weights to draw is called after it alone; a layer before it has some")
         probe = replace(self.probe, layouts={layer: self.probe.layouts[layer]})
         with randomizing(_SEED) as randomize:
@@ -129,7 +129,7 @@ class Checker:
         """The areas under the probability as pixels come and go in the order of the maps, and in a random one."""
         if self.seen.k > 1:
             raise _LeftOutError(
-                f"the target gives {self.seen.k} scores a sample, and they are of one; ask for one class"
+                f"the target gives {self.seen.k} scores a sample, and these are of one; ask for one class"
             )
         if self.seen.prediction is None or not reads_logits(self.probe.question.target):
             raise _LeftOutError("the target gives no probability of a class")

@@ -163,11 +163,11 @@ class Session:
             for note in checks.notes:
                 self._tell_once(note)
             with torch_defaults():
-                if not checks.are_of(look.seen.maps):
-                    self._tell_once("checks the model as it is now, which is no longer that of the last look")
                 numbers = checks.numbers(look.probe.rows.groups, look.probe.counted)
-            look.measured.numbers.update(numbers)
-            if self.outlets is not None:
+            if not checks.are_of(look.seen.maps):
+                self._tell_once("checks the model as it is now, which is no longer that of the last look")
+            elif self.outlets is not None:
+                look.measured.numbers.update(numbers)
                 self.outlets.record(trainer, look, again=True)
             seconds = {f"{self.settings.prefix}/checks_seconds": perf_counter() - started}
             log(trainer, pl_module, numbers | seconds, step)

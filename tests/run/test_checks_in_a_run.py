@@ -261,6 +261,8 @@ def test_weights_averaged_at_the_end_are_told_of(caplog):
     for others, times in (([], 0), ([Stop(1)], 1)):
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            run = trainer(Average(), GradCAMCallback("net.4", samples=4, checks=True), *others, max_epochs=2 + times)
+            callback = GradCAMCallback("net.4", samples=4, checks=True, record=f"record{times}")
+            run = trainer(Average(), callback, *others, max_epochs=2 + times)
             run.fit(TinyModule(), loader(), loader())
         assert caplog.text.count("checks the model as it is now, which is no longer that of the last look") == times
+        assert ("gradcam/insertion" in Record.open(f"record{times}").numbers[-1]) == (not times)
