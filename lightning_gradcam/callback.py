@@ -85,6 +85,14 @@ class GradCAMCallback(Callback):
     ``max_box_acc_v2``        share of samples whose object a box of the map finds, at the threshold      mean
                               that serves best; 0 to 1
     ``pxap``                  average precision of the maps' pixels against the region; 0 to 1
+    ``randomization_drift``   with ``checks``: how far maps move when the weights above the layer are     median
+                              drawn anew (Adebayo et al. 2018). No verdict: the layer's own activations
+                              stay, so a map need not move as far as ``drift_chance``
+    ``insertion``             with ``checks``: area under the probability as pixels come back, the map's  mean
+                              strongest first, see :mod:`lightning_gradcam.metrics.faithfulness`; 0 to 1,
+                              a faithful map has more than ``insertion_random``, that of a random order
+    ``deletion``              the same as they go; it has less than ``deletion_random``; 0 to 1           mean
+    ``checks_seconds``        what the checks took, in all
     ``seconds``               what the observation took on the calling thread, before TensorBoard writes
     ``guided_seconds``        what the guided pictures took, where they follow the last observation
     ``failures``              how many observations of the run have failed so far; logged when one does
@@ -147,6 +155,11 @@ class GradCAMCallback(Callback):
             protocols of weakly supervised localization, see :mod:`lightning_gradcam.metrics.protocols`. It needs
             scipy (``pip install "lightning-gradcam[localization]"``), and takes some 40 ms a sample of 224 pixels, so
             it is of the samples that are drawn; ``Localization(region, samples="all")``: of all.
+        checks: Check the maps of the last observation of ``fit``, after it: how far they move when the weights of all
+            modules that are called only after their layer are drawn anew, and what becomes of the probability as
+            pixels go and come in their order and in a random one. Once, it costs 132 forwards of the samples and two
+            maps of them for each layer. What cannot be known is left out, which the log says, and a check that fails
+            is a warning. The record has these numbers at its last observation; for monitors they come too late.
         record: Whether to keep maps and numbers on disk, for :class:`Record` and the command ``lightning-gradcam``:
             in ``<prefix>/`` in the run's folder, or in the folder that is named. About 5 KB an observation.
         prefix: What every key starts with.
@@ -176,6 +189,7 @@ class GradCAMCallback(Callback):
         display: Display = Display(),  # noqa: B008  # frozen
         guided: bool | int = False,
         localization: str | Localization | None = None,
+        checks: bool = False,
         record: bool | str | Path = True,
         prefix: str = "gradcam",
         on_error: Literal["warn", "raise"] = "warn",
@@ -196,6 +210,7 @@ class GradCAMCallback(Callback):
             drift=drift,
             display=display,
             localization=as_localization(localization),
+            checks=checks,
             record=record,
             prefix=prefix,
             on_error=on_error,
@@ -321,6 +336,7 @@ class GradCAMCallback(Callback):
             self._observe_after_epoch(trainer.current_epoch - 1, trainer, pl_module, log_numbers_directly)
         else:
             self._session.observe_guided(trainer, pl_module)
+        self._session.check(trainer, pl_module)
         self._session.finish(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

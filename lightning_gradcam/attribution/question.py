@@ -69,6 +69,11 @@ class Question:
 
         return answer
 
+    def to_reading(self, forward: Callable[[Batch], Any]) -> Callable[[Batch], Any]:
+        """A forward that hands on what the target reads."""
+        answer = self.to_answer(forward)
+        return lambda batch: self._read(answer(batch))
+
     def find(self, output: Any, samples: int) -> Tensor | None:
         """The tensor that holds the logits or probabilities."""
         path = find_logits(output, samples) if self.path is None else self.path
@@ -156,10 +161,7 @@ def reading_logits(
     question = Question(target)
     if reads_logits(target):
         question = question.tried_on(forward, batch)
-    if not question.activation:
-        return forward, False
-    answer = question.to_answer(forward)
-    return lambda batch: answer(batch).logits, question.has_sigmoid
+    return question.to_reading(forward) if question.activation else forward, question.has_sigmoid
 
 
 def first_look(forward: Callable[[Batch], Any], batch: Batch) -> tuple[Any, Batch]:

@@ -123,6 +123,22 @@ class _Classes:
         return torch.tensor(self.indices).expand(len(batch.images), -1)
 
 
+@dataclass(frozen=True, eq=False)
+class FixedClasses:
+    """The logits of classes that were found before, ``(n, k)``, whatever is predicted now.
+
+    Attributes:
+        indices: ``(n, k)``, of all samples; the ``ids`` of a batch are their places among these.
+    """
+
+    indices: Tensor
+
+    def __call__(self, output: Any, batch: Batch) -> Tensor:
+        """Score an output."""
+        scores = two_class_logits(logits(output, len(batch.images)))
+        return scores.gather(1, self.indices[list(map(int, batch.ids))].to(scores.device))
+
+
 def score(target: Target, output: Any, batch: Batch) -> Tensor:
     """The target's scores, ``(n,)`` or ``(n, k)``; raise a ``ValueError`` where it gives anything else."""
     scores, samples = target(output, batch), len(batch.images)
@@ -187,4 +203,5 @@ def is_class(index: Any) -> bool:
 def reads_logits(target: Target) -> bool:
     """Whether it is one of the targets that ask for classes."""
     of_one_class = isinstance(target, partial) and target.func is class_score
-    return target is label or target is predicted or of_one_class or isinstance(target, (TopTarget, _Classes))
+    of_some = isinstance(target, (TopTarget, FixedClasses, _Classes))
+    return target is label or target is predicted or of_one_class or of_some

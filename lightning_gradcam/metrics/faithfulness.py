@@ -7,8 +7,7 @@ model, the images and the random state as they were, compute where the images ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
@@ -18,11 +17,19 @@ from torch import Tensor, nn
 
 from lightning_gradcam.attribution.batch import Batch
 from lightning_gradcam.attribution.functional import default_forward
-from lightning_gradcam.attribution.question import predict, reading_logits
-from lightning_gradcam.attribution.spatial import upsampled
+from lightning_gradcam.attribution.question import reading_logits
 from lightning_gradcam.attribution.stand_in import StandIn
-from lightning_gradcam.attribution.targets import Target, as_target, label, logits, score
-from lightning_gradcam.metrics.replacement import Baseline, baseline_images, check_number, patch_windows
+from lightning_gradcam.attribution.targets import Target, as_target
+from lightning_gradcam.metrics.removal import (
+    STEPS,
+    area_under_curve,
+    at_image,
+    fix_predicted_classes,
+    probability,
+    scores_under_masks,
+    varies,
+)
+from lightning_gradcam.metrics.replacement import Baseline, check_number, patch_windows
 from lightning_gradcam.metrics.shapes import check_same_shape, grid_letters
 
 Forward = Callable[[nn.Module, Batch], Any]
@@ -115,7 +122,7 @@ def occlusion_correlation(
     check_batch(batch, at_once)
     means = at_patches(maps, batch, patch, stride)
     found = spearman(means, occlusion(model, batch, target, patch, stride, baseline, forward_fn, at_once))
-    return torch.where(_varies(maps), found, torch.nan)
+    return torch.where(varies(maps), found, torch.nan)
 
 
 def at_patches(maps: Tensor, batch: Batch, patch: int | None = None, stride: int | None = None) -> Tensor:
@@ -125,7 +132,7 @@ def at_patches(maps: Tensor, batch: Batch, patch: int | None = None, stride: int
     """
     _check_maps(maps, batch)
     *others, last = (side.float() / side[0].sum() for side in patch_windows(batch, patch, stride))
-    means = _at_image(maps, batch)
+    means = at_image(maps, batch)
     for axis, side in enumerate(others, 1):
         means = (side @ means.movedim(axis, -2)).movedim(-2, axis)
     return means @ last.T
@@ -136,7 +143,7 @@ def deletion(
     batch: Batch,
     maps: Tensor,
     target: Target | str | int = "label",
-    steps: int = 32,
+    steps: int = STEPS,
     baseline: Baseline = 0.0,
     forward_fn: Forward = default_forward,
     at_once: int | None = None,
@@ -183,7 +190,7 @@ def insertion(
     batch: Batch,
     maps: Tensor,
     target: Target | str | int = "label",
-    steps: int = 32,
+    steps: int = STEPS,
     baseline: Baseline = 0.0,
     forward_fn: Forward = default_forward,
     at_once: int | None = None,
@@ -228,13 +235,7 @@ def _ranks(maps: Tensor) -> Tensor:
     ordered = cells.sort(1).values
     less, not_more = (torch.searchsorted(ordered, cells, right=right) for right in (False, True))
     ranks = (less + not_more).double() / 2
-    return torch.where(_varies(maps)[:, None], ranks - ranks.mean(1, keepdim=True), torch.nan)
-
-
-def _varies(maps: Tensor) -> Tensor:
-    """Whether each map ``(n, *grid)`` is finite and not constant, ``(n,)`` bool."""
-    cells = maps.detach().cpu().flatten(1)
-    return cells.isfinite().all(1) & (cells != cells[:, :1]).any(1)
+    return torch.where(varies(maps)[:, None], ranks - ranks.mean(1, keepdim=True), torch.nan)
 
 
 def check_batch(batch: Batch, at_once: int | None) -> None:
@@ -253,86 +254,36 @@ def _check_maps(maps: Tensor, batch: Batch) -> None:
         raise ValueError(f"`maps` must be a tensor ({shape}), one map for each sample, got {got}")
 
 
-def check_single(k: int) -> None:
-    """Refuse a target with several scores a sample; raise a ``ValueError``."""
-    if k != 1:
-        raise ValueError(f"`target` must give one score a sample here, got {k}; ask for one class at a time")
-
-
 def forward_on_copies(model: nn.Module, forward_fn: Forward) -> Callable[[Batch], Any]:
     """Runs the model on copies: it may change its input in place."""
     return lambda batch: forward_fn(model, batch.apply(Tensor.clone))
 
 
-def _scores_of(batch: Batch, ask: Target, run: Callable[[Batch], Any], at_once: int | None) -> Tensor:
-    """The score of each sample, ``(n,)``, where the model computes."""
-    scores = torch.cat([score(ask, run(part), part) for part in batch.parts(at_once)])
-    scores = scores.reshape(len(scores), -1)
-    check_single(scores.shape[1])
-    return scores[:, 0]
-
-
-def fix_predicted_classes(batch: Batch, run: Callable[[Batch], Any], at_once: int | None) -> tuple[Batch, Target]:
-    """The target ``"predicted"`` fixed to what is predicted now, and the batch to ask it about."""
-
-    def classes_of(output: Any, part: Batch) -> Tensor:
-        found = logits(output, len(part.images))
-        return found.argmax(1) if found.shape[1] > 1 else (found[:, 0] > 0).long()
-
-    with torch.no_grad():
-        classes = _scores_of(batch, classes_of, run, at_once)
-    # By their place in the whole, the samples of any part find their class; they keep their own labels.
-    placed = replace(batch, ids=range(len(batch.images)))
-    return placed, lambda output, part: label(output, replace(part, labels=classes[list(map(int, part.ids))]))
-
-
-def _probability(ask: Target, sigmoid: bool) -> Target:
-    """A target that reads logits, asked about probabilities."""
-
-    def likely(output: Any, part: Batch) -> Tensor:
-        found = predict(output, part, sigmoid) or predict(output, replace(part, labels=None), sigmoid)
-        return ask(found.probabilities if found else output, part)  # of an output without logits it says what is wrong
-
-    return likely
-
-
 def _scores_under_masks(
     model: nn.Module,
     batch: Batch,
-    masks: Callable[[], Iterable[Tensor]],
+    masks: Callable[[], Iterator[Tensor]],
     target: Target | str | int,
     baseline: Baseline,
     forward_fn: Forward,
     at_once: int | None,
-    probability: bool = False,
+    as_probability: bool = False,
 ) -> Tensor:
-    """The scores ``(k, n)`` of the images under each of ``k`` masks, which say where the baseline replaces them.
-
-    A mask is bool and ``(n, *size)``, or one for all ``(1, *size)``. With ``probability`` the scores are
-    probabilities, but for a function as target.
-    """
+    """See :func:`scores_under_masks`; with ``as_probability`` of probabilities, but for a function as target."""
     own = as_target(target)
     stand_in = StandIn(model)
 
     def look(model: nn.Module) -> Tensor:
         ask, run = stand_in.of(own), forward_on_copies(model, stand_in.of(forward_fn))
         run, sigmoid = reading_logits(run, ask, batch)
-        asked, blank = batch, baseline_images(batch, baseline)
+        asked = batch
         if target == "predicted":
             asked, ask = fix_predicted_classes(batch, run, at_once)
-        if probability and not callable(target):
-            ask = _probability(ask, sigmoid)
-        spread = (mask.unsqueeze(batch.channel_axis) for mask in masks())
-        changed = (replace(asked, images=torch.where(mask, blank, batch.images)) for mask in spread)
-        return torch.stack([_scores_of(one, ask, run, at_once).float() for one in changed]).cpu()
+        if as_probability and not callable(target):
+            ask = probability(ask, sigmoid)
+        return scores_under_masks(run, ask, asked, masks(), baseline, at_once)
 
-    with torch.no_grad():
-        return stand_in.look(look)
-
-
-def _at_image(maps: Tensor, batch: Batch) -> Tensor:
-    """Maps ``(n, *grid)`` at the size of the images, ``(n, *size)`` float32 on the CPU."""
-    return upsampled(maps.detach().float().cpu(), batch.size)
+    return stand_in.look(look)
 
 
 def _area_under_curve(
@@ -350,15 +301,8 @@ def _area_under_curve(
     check_batch(batch, at_once)
     _check_maps(maps, batch)
     check_number("steps", steps, 1)
-    pixels = _at_image(maps, batch)
-    order = pixels.flatten(1).argsort(dim=1, descending=True, stable=True)
-    place = order.argsort(1).reshape(pixels.shape).to(batch.images.device)
-    numbers = [round(step * pixels[0].numel() / steps) for step in range(steps + 1)]
 
-    def masks() -> Iterator[Tensor]:
-        yield from (place >= number if inserting else place < number for number in numbers)
+    def scores(masks: Callable[[], Iterator[Tensor]]) -> Tensor:
+        return _scores_under_masks(model, batch, masks, target, baseline, forward_fn, at_once, as_probability=True)
 
-    curve = _scores_under_masks(model, batch, masks, target, baseline, forward_fn, at_once, probability=True)
-    area = torch.trapezoid(curve, torch.tensor(numbers, device="cpu") / numbers[-1], dim=0)
-    has_order = _varies(maps) & (maps > 0).flatten(1).any(1).cpu()
-    return torch.where(has_order, area, torch.nan)
+    return area_under_curve(scores, batch, maps, inserting, steps)

@@ -38,13 +38,13 @@ def describe(maps: Array, additive: bool, regions: Mapping[str, Array]) -> dict[
 
 
 def aggregate(values: Mapping[str, Array]) -> dict[str, float]:
-    """One number a key: the mean over samples of shares and lifts, the median of all else; NaN values are left out."""
+    """One number a key: the mean over samples of shares, lifts and areas, else the median; NaN values are left out."""
     numbers = {}
     for key, value in values.items():
         xp = namespace(value)
         value = value[~xp.isnan(value)]
-        shares = key.startswith(("mass_", "lift_")) or key == "empty_fraction"
-        numbers[key] = (value.mean() if shares else xp.quantile(value, 0.5)).item() if len(value) else math.nan
+        is_mean = key.startswith(("mass_", "lift_", "insertion", "deletion")) or key == "empty_fraction"
+        numbers[key] = (value.mean() if is_mean else xp.quantile(value, 0.5)).item() if len(value) else math.nan
     return numbers
 
 

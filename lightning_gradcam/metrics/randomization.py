@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -13,20 +14,16 @@ from torch import Tensor, nn
 from lightning_gradcam.attribution.batch import Batch
 from lightning_gradcam.attribution.choice import locate_layers
 from lightning_gradcam.attribution.functional import attribute, default_forward
-from lightning_gradcam.attribution.layers import Layer, check_layers
+from lightning_gradcam.attribution.layers import Layer, check_layers, find_layer, split_call
 from lightning_gradcam.attribution.layout import Grid, Layout, as_layout
 from lightning_gradcam.attribution.methods import Method, as_method
 from lightning_gradcam.attribution.question import Question, reading_logits
 from lightning_gradcam.attribution.stand_in import StandIn
 from lightning_gradcam.attribution.targets import Target, as_target
-from lightning_gradcam.metrics.faithfulness import (
-    Forward,
-    check_batch,
-    check_single,
-    fix_predicted_classes,
-    forward_on_copies,
-    spearman,
-)
+from lightning_gradcam.metrics.faithfulness import Forward, check_batch, forward_on_copies, spearman
+from lightning_gradcam.metrics.removal import check_single, fix_predicted_classes
+
+_LEFT = "#left"  # no name of a module
 
 
 def randomization(
@@ -100,8 +97,9 @@ def randomization(
             return signed
 
         first, found = maps(), {}
-        with _randomizing(seed) as randomize:
-            for name, parameters in _from_output_to_input(model, lambda: run(asked.part(slice(1)))).items():
+        with randomizing(seed) as randomize:
+            calls = _calls(model, lambda: run(asked.part(slice(1))))
+            for name, parameters in _from_output_to_input(model, calls).items():
                 for parameter in parameters:
                     randomize(parameter)
                 found[name] = (compare or spearman)(maps(), first)
@@ -110,34 +108,69 @@ def randomization(
     return stand_in.look(look)
 
 
-def _from_output_to_input(model: nn.Module, run: Callable[[], object]) -> dict[str, list[nn.Parameter]]:
-    """The parameters of each module that a forward reaches, by its name, from the output towards the input."""
+def parameters_above(model: nn.Module, layer: str, run: Callable[[], object]) -> list[nn.Parameter]:
+    """The parameters of the modules that a forward calls only once it has left a layer, from the output on.
+
+    One that a module below shares, or the layer itself, is left out: it would change what the layer sees.
+
+    Args:
+        model: A stand-in.
+        layer: The dotted name of a module, behind which ``#2`` means its second call.
+        run: A forward.
+    """
+    calls = _calls(model, run, layer)
+    owners, users = _owners_and_users(model, calls)
+    before = set(calls[: calls.index(_LEFT)])
+    kept = {parameter for owner in owners if users[owner] in before for parameter in owners[owner]}
+    reached = [parameter for own in _from_output_to_input(model, calls).values() for parameter in own]
+    return [parameter for parameter in reached if parameter not in kept]
+
+
+def _from_output_to_input(model: nn.Module, calls: Sequence[str]) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each module that these calls reach, by its name, from the output towards the input."""
+    last_call = {name: number for number, name in enumerate(calls)}
+    owners, users = _owners_and_users(model, calls)
+    found, seen = {}, set()
+    for owner in sorted(owners, key=lambda owner: last_call[users[owner]])[::-1]:
+        found[owner] = [parameter for parameter in owners[owner] if parameter not in seen]
+        seen.update(found[owner])
+    return {owner: parameters for owner, parameters in found.items() if parameters}
+
+
+def _owners_and_users(model: nn.Module, calls: Sequence[str]) -> tuple[dict[str, list[nn.Parameter]], dict[str, str]]:
+    """By the name of each module that these calls reach its parameters, and the name of the module that uses them."""
+    owners, called = dict[str, list[nn.Parameter]](), set(calls)
+    for name, module in model.named_modules():
+        owner = _uncompiled_name(name).partition(".parametrizations.")[0]
+        owners.setdefault(owner, []).extend(one for one in module._parameters.values() if one is not None)
+    # A module may use the weights of a child without a call of it, as attention does with its output projection.
+    users = {owner: owner if owner in called else owner.rpartition(".")[0] for owner in owners}
+    return {owner: own for owner, own in owners.items() if users[owner] in called}, users
+
+
+def _calls(model: nn.Module, run: Callable[[], object], layer: str | None = None) -> list[str]:
+    """The names of the modules that a forward calls, in their order; ``_LEFT`` where it leaves the layer."""
     calls: list[str] = []
-    handles = []
+    handles, returns = [], count(1)
     try:
         for name, module in model.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):
                 note = partial(_append_name, calls, _uncompiled_name(name))
                 handles.append(module.register_forward_pre_hook(note))
+        if layer is not None:
+            module, (_, call) = find_layer(model, layer)[1], split_call(layer)
+
+            def leave(module: nn.Module, args: Any, output: Any) -> None:
+                if call in (None, next(returns)):
+                    calls.append(_LEFT)
+
+            handles.append(module.register_forward_hook(leave))
         with torch.no_grad():
             run()
     finally:
         for handle in handles:
             handle.remove()
-    last_call = {name: number for number, name in enumerate(calls)}
-
-    owners: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owner = _uncompiled_name(name).rpartition(".")[0].partition(".parametrizations.")[0]
-        owners.setdefault(owner, []).append(parameter)
-    # A module may use the weights of a child without a call of it, as attention does with its output projection.
-    users = {owner: owner if owner in last_call else owner.rpartition(".")[0] for owner in owners}
-    reached = [owner for owner in owners if users[owner] in last_call]
-    found, seen = {}, set()
-    for owner in sorted(reached, key=lambda owner: last_call[users[owner]])[::-1]:
-        found[owner] = [parameter for parameter in owners[owner] if parameter not in seen]
-        seen.update(found[owner])
-    return {owner: parameters for owner, parameters in found.items() if parameters}
+    return calls
 
 
 def _append_name(calls: list[str], name: str, module: nn.Module, args: Any) -> None:
@@ -150,7 +183,7 @@ def _uncompiled_name(name: str) -> str:
 
 
 @contextmanager
-def _randomizing(seed: int) -> Iterator[Callable[[nn.Parameter], None]]:
+def randomizing(seed: int) -> Iterator[Callable[[nn.Parameter], None]]:
     """Yield a function that gives a parameter random values; on exit all have their own again.
 
     Another tensor takes the place of the values meanwhile, so these stay as they are to the last bit, and a graph that

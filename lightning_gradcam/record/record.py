@@ -344,15 +344,22 @@ class Writer:
             return False
 
     def write(
-        self, epoch: int, step: int, maps: Mapping[str, np.ndarray], samples: np.ndarray, numbers: Mapping[str, float]
+        self,
+        epoch: int,
+        step: int,
+        maps: Mapping[str, np.ndarray],
+        samples: np.ndarray,
+        numbers: Mapping[str, float],
+        again: bool = False,
     ) -> None:
-        """Add an observation, see :class:`Record` for its parts."""
+        """Add an observation, see :class:`Record` for its parts; with ``again`` in place of the last one."""
+        number = self._number - again
         finite = {key: value if np.isfinite(value) else None for key, value in numbers.items()}
         row = json.dumps({"epoch": epoch, "step": step, "numbers": finite}).encode()
         arrays = {f"maps.{prefix}": signed.astype(np.float32) for prefix, signed in maps.items()}
-        name = f"observation={self._number:06d}-epoch={epoch}-step={step}.npz"
+        name = f"observation={number:06d}-epoch={epoch}-step={step}.npz"
         _write(self.folder / name, np.savez, row=np.frombuffer(row, np.uint8), samples=samples, **arrays)
-        self._number += 1
+        self._number = number + 1
 
 
 def _numbers_in_name(file: Path) -> list[str]:

@@ -19,6 +19,7 @@ from lightning_gradcam.attribution.layout import FEW_CELLS, Layout, fewest_cells
 from lightning_gradcam.attribution.prediction import Prediction, Words
 from lightning_gradcam.attribution.question import Question
 from lightning_gradcam.attribution.spatial import in_words
+from lightning_gradcam.run.checks import Checker, Checks
 from lightning_gradcam.run.failures import OtherProcessError
 from lightning_gradcam.run.probe import Probe
 from lightning_gradcam.run.settings import Settings
@@ -147,6 +148,21 @@ class Observer:
             self.layouts = seen.layouts
         return seen, other
 
+    def check(self, probe: Probe) -> Checks:
+        """Check the maps of the batch."""
+        batch = self._on_device(probe.batch)
+        within_memory = partial(self._within_memory, len(batch.images), at_once=probe.at_once)
+        return Checker(
+            probe,
+            batch,
+            within_memory(partial(self._attribute, probe=probe, batch=batch)),
+            within_memory,
+            self._ask,
+            self._attribute,
+            set(map(id, self._pl_module.parameters())),
+            is_sharded(self._trainer),
+        ).check()
+
     def _run(self, forward_fn: Callable[[Any, Batch], Any], model: nn.Module, batch: Batch) -> Any:
         """Run a stand-in as the user's steps would run the module; :func:`in_forward` tells what it raises."""
         try:
@@ -183,13 +199,14 @@ class Observer:
                 return both if self._joins_shifted else apart
         return apart
 
-    def _within_memory(self, samples: int, run: Callable[..., _T]) -> _T:
+    def _within_memory(self, samples: int, run: Callable[..., _T], at_once: int | None = None) -> _T:
         """Run; where memory runs short in smaller chunks, whose size is kept for the rest of the run."""
         while True:
+            at_once = self.samples_at_once or at_once
             try:
-                return self._stand_in.look(partial(run, at_once=self.samples_at_once))
+                return self._stand_in.look(partial(run, at_once=at_once))
             except Exception as error:
-                at_once = self.samples_at_once or samples
+                at_once = at_once or samples
                 if not is_oom_error(error) or at_once == 1 or is_sharded(self._trainer):
                     raise
                 self.samples_at_once = at_once // 2

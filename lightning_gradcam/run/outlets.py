@@ -69,11 +69,11 @@ class Outlets:
                 place = self.writer.folder, self.writer.id
                 _to_each_logger(trainer, "the way to the record", write_record, key, *place)
 
-    def record(self, trainer: Trainer, look: Look) -> None:
-        """Add a look within the run to the record, where there is one."""
+    def record(self, trainer: Trainer, look: Look, again: bool = False) -> None:
+        """Add a look within the run to the record, where there is one; with ``again`` in place of the last one."""
         if self.writer is not None and look.moment is not None:
             with left_out(trainer, "the record of the observation"):
-                write_look(self.writer, look, look.moment.epoch, trainer.global_step)
+                write_look(self.writer, look, look.moment.epoch, trainer.global_step, again)
 
     def send_pictures(self, trainer: Trainer, pictures: Iterable[tuple[str, Picture]], step: int | None) -> None:
         """Draw pictures and hand each to every logger that takes some; without ``step`` only draw.

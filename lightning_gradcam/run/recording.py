@@ -66,15 +66,15 @@ def open_record(trainer: Trainer, probe: Probe, folder: Path, resumed: dict[str,
         ) from error
 
 
-def write_look(writer: Writer, look: Look, epoch: int, step: int) -> None:
-    """Add a look, taken after so many optimizer steps, to the record."""
+def write_look(writer: Writer, look: Look, epoch: int, step: int, again: bool = False) -> None:
+    """Add a look, taken after so many optimizer steps, to the record; with ``again`` in place of the last one."""
     seen, prediction = look.seen, look.seen.prediction
     probabilities = classes = right = None
     if prediction is not None:
         probabilities, classes, right = prediction.probabilities, prediction.classes, prediction.right
     values = (seen.scores, probabilities, classes, right, look.probe.rows.labels, seen.target_classes)
     maps: dict[str, Any] = {prefix: _array(maps) for prefix, maps in seen.maps.items()}
-    writer.write(epoch, step, maps, sample_rows(*map(_array, values)), look.measured.numbers)
+    writer.write(epoch, step, maps, sample_rows(*map(_array, values)), look.measured.numbers, again)
 
 
 def _array(tensor: Tensor | None) -> Any:

@@ -71,7 +71,8 @@ class Session:
         self._failures = 0
         self._failures_in_a_row = 0
         self._guided_step: int | None = None  # the optimizer step of the last observation with guided pictures
-        self._last: tuple[Look, int] | None = None  # the last one and its step, where guided pictures are asked for
+        self._checked_step: int | None = None  # that of the observation whose maps were checked
+        self._last: tuple[Look, int] | None = None  # the last one and its step, where more of it may be asked for
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"probe": None, "outlets": None, "_last": None, "_observer": None, "first_batch": None}
@@ -120,7 +121,7 @@ class Session:
                 self._send(trainer, look, step)
         self.setup_verified = True
         self._failures_in_a_row = 0
-        if self.settings.guided and moment is not None and step is not None:
+        if (self.settings.guided or self.settings.checks) and moment is not None and step is not None:
             self._last = look, step
             self._guided_step = trainer.global_step if with_gradients else self._guided_step
         if step is not None:
@@ -129,10 +130,12 @@ class Session:
         if self.outlets is not None:
             with random_state():
                 self.outlets.deliver(trainer)
+        if moment is not None and moment.complete and stops_here(trainer):
+            self.check(trainer, pl_module, log)
 
     def observe_guided(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the guided pictures of a last observation that nobody knew to be the last, where they are missing."""
-        if self._last is None or self._guided_step == trainer.global_step:
+        if not self.settings.guided or self._last is None or self._guided_step == trainer.global_step:
             return
         look, step = self._last
         started = perf_counter()
@@ -147,6 +150,27 @@ class Session:
             if self.outlets is not None:
                 with random_state():
                     self.outlets.deliver(trainer)
+
+    def check(self, trainer: Trainer, pl_module: LightningModule, log: Log = log_numbers_directly) -> None:
+        """Check the maps of the last observation, where that is asked for and not done yet."""
+        if not self.settings.checks or self._last is None or self._checked_step == trainer.global_step:
+            return
+        (look, step), self._checked_step = self._last, trainer.global_step
+        started = perf_counter()
+        with left_out(trainer, "the check of the maps", self.settings.on_error == "raise" or is_sharded(trainer)):
+            observer = self._observer_of(trainer, pl_module)
+            checks = agree_across_processes(trainer, lambda: observer.check(look.probe))
+            for note in checks.notes:
+                self._tell_once(note)
+            with torch_defaults():
+                numbers = checks.numbers(look.probe.rows.groups, look.probe.counted)
+            if not checks.are_of(look.seen.maps):
+                self._tell_once("checks the model as it is now, which is no longer that of the last look")
+            elif self.outlets is not None:
+                look.measured.numbers.update(numbers)
+                self.outlets.record(trainer, look, again=True)
+            seconds = {f"{self.settings.prefix}/checks_seconds": perf_counter() - started}
+            log(trainer, pl_module, numbers | seconds, step)
 
     def finish(self, trainer: Trainer) -> None:
         """Hand out what belongs to the end of the run."""

@@ -104,6 +104,7 @@ class Settings:
     display: Display
     guided: int
     localization: Localization | None
+    checks: bool
     record: bool | str | Path
     prefix: str
     on_error: Literal["warn", "raise"]
@@ -131,6 +132,8 @@ class Settings:
             )
         if not isinstance(self.guided, int) or self.guided < 0:
             raise ValueError(f"`guided` must be True, False or a number of observations, got {self.guided!r}")
+        if not isinstance(self.checks, bool):
+            raise TypeError(f"`checks` must be True or False, got {type(self.checks).__name__}")
         if not isinstance(self.record, (bool, str, Path)):
             raise TypeError(f"`record` must be True, False or a folder, got {type(self.record).__name__}")
         name = next((name for name, method in METHODS.items() if method is self.method), None)

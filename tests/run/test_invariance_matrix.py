@@ -27,6 +27,7 @@ LOOKS = {
     "with all options": {
         "target": TopTarget(2),
         "guided": 1,
+        "checks": True,
         "display": Display(counterfactual=True),
         "localization": "half",
         "batch_fn": lambda batch: Batch(

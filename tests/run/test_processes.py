@@ -63,7 +63,7 @@ def run(how):
     drift = Drift(reference_run="gradcam" if how == "beside" else None)
     module = modules.get(kind, TinyModule)()
     samples = {"samples": 18, "pictures": 5} if kind == "many" else {"samples": 5}  # in chunks of two, or as one
-    callback = GradCAMCallback(**samples, target=target, batch_fn=read, drift=drift, guided=2)
+    callback = GradCAMCallback(**samples, target=target, batch_fn=read, drift=drift, guided=2, checks=True)
     callbacks = [save] if how == "without" else [save, callback]
     trainer = pl.Trainer(callbacks=callbacks, max_epochs=int(epochs), accelerator="cpu", devices=devices,
                          strategy=strategies[kind](), logger=False, enable_progress_bar=False,
@@ -123,6 +123,7 @@ def test_several_processes(kind, devices):
     (first, *others), (without, *_) = result("with", devices), result("without", devices)
     assert first["ids"] == ([i * 24 // 18 for i in range(18)] if kind == "many" else [0, 4, 9, 14, 19])
     assert first["layer"] == ["net.5"]
+    assert ("gradcam/randomization_drift" in first["numbers"]) == (kind != "sharded")
     if kind != "sharded":  # whose BatchNorm keeps statistics of its own on each process
         assert all(other == first for other in others)
     assert all(other["numbers"] == first["numbers"] for other in others)
