@@ -434,7 +434,7 @@ def test_errors_boxes_are_drawn_of_the_maps_of_the_labels_alone(monkeypatch):
         drawn.append(len(maps))
         return segment_boxes(maps, *args)
 
-    monkeypatch.setattr("lightning_gradcam.metrics.protocols.segment_boxes", counted)
+    monkeypatch.setattr("lightning_gradcam.metrics.boxes.segment_boxes", counted)
     maps, classes, labels, boxes = scene()
     boxes[0] = 0
     localization_errors(maps, classes, labels, boxes, (8, 8))
