@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lightning_gradcam.attribution.batch import Batch, has_rows
 from lightning_gradcam.attribution.names import NO_LABEL
@@ -85,7 +86,7 @@ def default_batch(batch: Any) -> Batch:
             Labels have a row a sample: in a tuple the first, among names ``label``, ``y``, ``target``, ``lab`` or
             ``cls``, else one that holds such a word. What has the images' height and width and few values is a mask,
             and a list of dicts with boxes is of a detector: the region ``object`` is the class of most pixels or boxes,
-            which is the label where there is no other.
+            all boxes of it, which is the label where there is no other.
 
     Raises:
         ValueError: If no images can be told; the message shows the batch's structure and asks for a ``batch_fn``.
@@ -123,7 +124,7 @@ def read_batch(raw: Any) -> ReadBatch:
             taken.append(f"the region `object` from `{place(source)}`")
         except (TypeError, ValueError) as error:
             notes.append(f"leaves out `{place(source)}`: {error}")
-            source = main = None
+            source = None
     left = [f"`{place(path)}`" for path, part in parts.items() if _is_box(path) or isinstance(part, Tensor)]
     if left:
         more = f" and {len(left) - 5} more" if len(left) > 5 else ""
@@ -364,9 +365,12 @@ def _are_targets(part: Any, n: int) -> bool:
 
 
 def _of_targets(targets: Sequence[Mapping[str, Any]], images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The commonest class of each sample's boxes ``(n,)``, and the union of the boxes of that class ``(n, H, W)``."""
+    """The commonest class of each sample's boxes ``(n,)``, and the region of that class.
+
+    That is its boxes ``(n, m, 4)``, or where some targets have masks the union of its masks and boxes ``(n, H, W)``.
+    """
     size = images.shape[2], images.shape[3]
-    classes, regions = [], []
+    classes, objects, unions = [], [], []
     for i, target in enumerate(targets):
         labels = target["labels"] if "labels" in target else target["class_labels"]
         classes.append(_commonest(labels))
@@ -376,14 +380,15 @@ def _of_targets(targets: Sequence[Mapping[str, Any]], images: Tensor, sizes: Ten
             height, width = size if sizes is None else sizes[i].tolist()
             centre, half = boxes[:, :2], boxes[:, 2:] / 2
             boxes = torch.cat([centre - half, centre + half], 1) * boxes.new_tensor([width, height, width, height])
+        objects.append(torch.cat([boxes[chosen, :2].floor(), boxes[chosen, 2:].ceil()], 1).to(images.device))
         masks = target.get("masks")
-        if isinstance(masks, Tensor) and masks.shape == (len(boxes), *size):
-            union = (masks[chosen] > 0).any(0).float()
-        else:
-            edges = torch.cat([boxes[chosen, :2].floor(), boxes[chosen, 2:].ceil()], 1)
-            union = box_masks(edges, size).any(0).float()
-        regions.append(union.to(images.device))
-    return torch.tensor(classes), torch.stack(regions)
+        fits = isinstance(masks, Tensor) and masks.shape == (len(boxes), *size)
+        unions.append((masks[chosen] > 0).any(0).float().to(images.device) if fits else None)
+    boxes = plain_region(pad_sequence(objects, batch_first=True))
+    if all(union is None for union in unions):
+        return torch.tensor(classes), boxes
+    drawn = box_masks(boxes, size)
+    return torch.tensor(classes), torch.stack([drawn[i] if one is None else one for i, one in enumerate(unions)])
 
 
 def _place(value: Any, path: Path) -> str:

@@ -51,20 +51,22 @@ def iou(boxes: Tensor, others: Tensor) -> Tensor:
 
     Args:
         boxes: Boxes that were found, ``(n, 2 d)``.
-        others: The true boxes, ``(n, 2 d)``.
+        others: The true boxes, ``(n, 2 d)``; or several, ``(n, m, 2 d)``, of which the one counts that it overlaps
+            most.
 
     Returns:
-        ``(n,)`` in [0, 1]: 1 where the two agree. NaN where the true box has no area, else 0 where the found one has
+        ``(n,)`` in [0, 1]: 1 where the two agree. NaN where no true box has an area, else 0 where the found one has
         none.
 
     Raises:
         ValueError: If the shapes do not fit.
     """
-    check_shapes(boxes=(boxes, "nb"), others=(others, "nb"))
-    d, boxes, others = boxes.shape[1] // 2, boxes.float(), others.float()
-    corners = [torch.maximum(boxes[:, :d], others[:, :d]), torch.minimum(boxes[:, d:], others[:, d:])]
-    both, truth = _area(torch.cat(corners, 1)), _area(others)
-    return torch.where(truth > 0, both / (_area(boxes) + truth - both), torch.nan)
+    check_shapes(boxes=(boxes, "nb"), others=(others, _letters(others)))
+    d, boxes, others = boxes.shape[1] // 2, boxes[:, None].float(), _several(others).float()
+    corners = [torch.maximum(boxes[..., :d], others[..., :d]), torch.minimum(boxes[..., d:], others[..., d:])]
+    both, truth = _area(torch.cat(corners, -1)), _area(others)
+    overlaps = torch.where(truth > 0, both / (_area(boxes) + truth - both), -1).amax(1)
+    return torch.where(overlaps < 0, torch.nan, overlaps)
 
 
 def localization_errors(
@@ -79,7 +81,7 @@ def localization_errors(
     """The errors of classification and of weakly supervised localization, at top 1 and at top ``k``.
 
     A sample is classified if its label is among the top classes. It is localized if, besides, the box of the label's
-    map, as in :func:`segment_boxes`, overlaps the true box by more than ``overlap``. A map that is empty or not finite
+    map, as in :func:`segment_boxes`, overlaps a true box by more than ``overlap``. A map that is empty or not finite
     localizes nothing. Samples without a box are left out of the errors of localization alone, so that these may be
     the smaller ones. Boxes are drawn of the maps of the labels only.
 
@@ -90,7 +92,7 @@ def localization_errors(
         maps: Signed maps ``(n, k, *grid)`` of the ``k`` classes.
         classes: The predicted classes ``(n, k)``, best first.
         labels: The true classes ``(n,)``.
-        boxes: The true boxes ``(n, 2 d)``.
+        boxes: The true boxes ``(n, 2 d)``, or several a sample, ``(n, m, 2 d)``.
         size: As for :func:`segment_boxes`.
         share: As for :func:`segment_boxes`.
         overlap: Intersection over union that a localization must exceed, in [0, 1).
@@ -103,12 +105,14 @@ def localization_errors(
         ValueError: If the shapes, the share or the overlap do not fit.
         ImportError: If scipy is missing.
     """
-    check_shapes(size, maps=(maps, "nkg"), classes=(classes, "nk"), labels=(labels, "n"), boxes=(boxes, "nb"))
+    letters = _letters(boxes)
+    check_shapes(size, maps=(maps, "nkg"), classes=(classes, "nk"), labels=(labels, "n"), boxes=(boxes, letters))
     _check_share(share=share, overlap=overlap)
-    boxed = _area(boxes) > 0
+    boxes = _several(boxes)
+    boxed = (_area(boxes) > 0).any(1)
     named = classes == labels[:, None]
     drawn = named & boxed[:, None]
-    truth = boxes[:, None].expand(-1, classes.shape[1], -1)
+    truth = boxes[:, None].expand(-1, classes.shape[1], -1, -1)
     placed = torch.zeros_like(named)
     placed[drawn] = iou(segment_boxes(maps[drawn], size, share), truth[drawn]) > overlap
     errors = {}
@@ -123,7 +127,7 @@ def max_box_acc_v2(maps: Tensor, boxes: Tensor, size: Size, thresholds: int = 10
 
     Each map is scaled to scores in [0, 1] at image resolution, minimum to 0 and maximum to 1. At each threshold ``t /
     thresholds``, ``t`` from 0, the pixels above it fall into segments, connected as in :func:`segment_boxes`, and the
-    best overlap of any segment's box with the true one counts. ``acc(d, t)`` is the share of samples where it is at
+    best overlap of any segment's box with any true one counts. ``acc(d, t)`` is the share of samples where it is at
     least ``d``. The result is the mean over ``d`` in 0.3, 0.5, 0.7 of the maximum over ``t`` of ``acc(d, t)``.
 
     A map that is empty, not finite or constant scores 0 everywhere and is a miss. Samples without a box are left out.
@@ -137,7 +141,7 @@ def max_box_acc_v2(maps: Tensor, boxes: Tensor, size: Size, thresholds: int = 10
 
     Args:
         maps: Signed maps ``(n, *grid)``.
-        boxes: The true boxes ``(n, 2 d)``.
+        boxes: The true boxes ``(n, 2 d)``, or several a sample, ``(n, m, 2 d)``.
         size: As for :func:`segment_boxes`.
         thresholds: Number of thresholds, at least 1.
 
@@ -148,10 +152,11 @@ def max_box_acc_v2(maps: Tensor, boxes: Tensor, size: Size, thresholds: int = 10
         ValueError: If the shapes or the number of thresholds do not fit.
         ImportError: If scipy is missing.
     """
-    check_shapes(size, maps=(maps, "ng"), boxes=(boxes, "nb"))
+    check_shapes(size, maps=(maps, "ng"), boxes=(boxes, _letters(boxes)))
     if not isinstance(thresholds, int) or thresholds < 1:
         raise ValueError(f"`thresholds` must be a number of thresholds, at least 1, got {thresholds}")
-    boxed = _area(boxes) > 0
+    boxes = _several(boxes)
+    boxed = (_area(boxes) > 0).any(1)
     if not boxed.any():
         return math.nan
     scores, truths = scores_of_pixels(maps[boxed], size).cpu().numpy(), boxes[boxed].cpu()
@@ -161,7 +166,7 @@ def max_box_acc_v2(maps: Tensor, boxes: Tensor, size: Size, thresholds: int = 10
 
 
 def _best_overlaps(scores: np.ndarray, truth: Tensor, thresholds: int) -> Tensor:
-    """The best overlap of the segments' boxes with the true box ``(2 d,)`` at each threshold, ``(thresholds,)``."""
+    """The best overlap of the segments' boxes with true ones ``(m, 2 d)`` at each threshold, ``(thresholds,)``."""
     found, numbers = [], []
     d, starts, ends = scores.ndim, [0] * scores.ndim, list(scores.shape[::-1])
     for t in range(thresholds):
@@ -176,7 +181,7 @@ def _best_overlaps(scores: np.ndarray, truth: Tensor, thresholds: int) -> Tensor
         numbers.append(len(boxes))
     best = torch.zeros(thresholds)
     if found:
-        overlaps = iou(torch.cat(found), truth.expand(sum(numbers), -1))
+        overlaps = iou(torch.cat(found), truth.expand(sum(numbers), -1, -1))
         best.scatter_reduce_(0, torch.arange(len(found)).repeat_interleave(torch.tensor(numbers)), overlaps, "amax")
     return best
 
@@ -203,10 +208,21 @@ def _share(which: Tensor) -> float:
     return which.float().mean().item()
 
 
+def _letters(boxes: Tensor) -> str:
+    """How true boxes are spelled for :func:`check_shapes`: one a sample or several."""
+    return "nmb" if boxes.ndim == 3 else "nb"
+
+
+def _several(boxes: Tensor) -> Tensor:
+    """True boxes as ``(n, m, 2 d)`` with ``m`` of at least 1; what has no area is none."""
+    boxes = boxes if boxes.ndim == 3 else boxes[:, None]
+    return boxes if boxes.shape[1] else boxes.new_zeros(len(boxes), 1, boxes.shape[2])
+
+
 def _area(boxes: Tensor) -> Tensor:
-    """The area of boxes, of other than two axes their length or volume."""
-    d = boxes.shape[1] // 2
-    return (boxes[:, d:] - boxes[:, :d]).clamp_min(0).prod(1)
+    """The area of boxes ``(..., 2 d)``, of other than two axes their length or volume."""
+    starts, ends = boxes.tensor_split(2, -1)
+    return (ends - starts).clamp_min(0).prod(-1)
 
 
 def _check_share(**arguments: float) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from lightning_gradcam.attribution.regions import outline_boxes
+from lightning_gradcam.attribution.regions import pixel_boxes
 from lightning_gradcam.metrics.numbers import by_group
 from lightning_gradcam.metrics.protocols import iou, localization_errors, max_box_acc_v2, pxap, segment_boxes
 
@@ -23,7 +23,7 @@ def localization_numbers(
 
     Args:
         maps: Signed maps ``(n k, *grid)``, those of a sample one after another.
-        boxes: The true boxes ``(n k, 2 d)`` of ``d`` spatial axes.
+        boxes: The true boxes ``(n k, 2 d)`` of ``d`` spatial axes, or several a sample, ``(n k, m, 2 d)``.
         masks: The regions ``(n k, *size)``.
         labels: The true classes ``(n k,)``, if there are any.
         target_classes: The classes ``(n k,)`` that the maps are of, where they are known.
@@ -32,7 +32,8 @@ def localization_numbers(
     Returns:
         ``max_box_acc_v2`` and ``pxap`` over the maps of the labels, or over all where the classes are not known. With
         ``k`` and labels the errors of :func:`~lightning_gradcam.metrics.protocols.localization_errors`, else
-        ``localization_error_known``, the share of these maps whose box overlaps the true one by a half or less.
+        ``localization_error_known``, the share of these maps whose box overlaps no true one by more than a
+        half.
     """
     size, numbers = tuple(masks.shape[1:]), {}
     if k is not None and target_classes is not None and labels is not None:
@@ -50,6 +51,7 @@ def localization_numbers(
 
 def localization_of_groups(
     maps: Mapping[str, Tensor],
+    region: Tensor,
     masks: Tensor,
     labels: Tensor | None,
     groups: Sequence[str],
@@ -61,6 +63,7 @@ def localization_of_groups(
 
     Args:
         maps: Signed maps ``(n k, *grid)`` by the prefix of the layer's keys.
+        region: The region as the batch has it, boxes or masks.
         masks: As there, as ``target_classes`` and ``k``.
         labels: ``(n k,)`` or ``(n k, 1)``; of more than one a sample none counts.
         groups: The name of each row's group; may be empty.
@@ -68,7 +71,7 @@ def localization_of_groups(
         k: As there.
         counted: The positions of the samples that count; ``None``: all.
     """
-    boxes = outline_boxes(masks > 0.5, tuple(masks.shape[1:]))
+    boxes = pixel_boxes(region, tuple(masks.shape[1:]))
     single = None if labels is None or labels.numel() > len(labels) else labels.flatten()
     numbers = {}
     for suffix, members in by_group(groups, len(masks), counted).items():

@@ -3,7 +3,8 @@
 All functions take signed maps, no finer than the image, and look at their positive part alone. It is brought to the
 image's resolution, ``H`` by ``W`` pixels, bilinearly (``align_corners=False``). An empty map has no positive cell. A
 pixel is inside a mask where the mask is above 0.5; an empty mask has no such pixel. Boxes are x0, y0, x1, y1 in pixels,
-right and bottom exclusive; a true box without an area says that the sample has none.
+right and bottom exclusive; a true box without an area says that the sample has none. Where a sample has several true
+boxes, any of them counts.
 
 The papers have images. Signals, volumes and clips are scored alike, with ``d`` = 1 or 3 spatial axes for 2: a pixel is
 a sample of the signal or a voxel, the map is linear in every axis, distances are Euclidean, and a box has ``2 d``

@@ -301,6 +301,7 @@ def _localization(settings: Settings, probe: Probe, seen: Seen) -> dict[str, flo
     ranked = target is predicted or isinstance(target, TopTarget)
     return localization_of_groups(
         seen.maps,
+        probe.rows.regions[settings.localization],
         probe.regions[settings.localization],
         probe.rows.labels,
         probe.rows.groups,
