@@ -11,9 +11,9 @@ from lightning_gradcam.attribution.spatial import Size, along_cells, cell_axes, 
 ROUNDING = 1e-5
 
 
-def at_image(maps: Tensor, size: Size) -> Tensor:
+def at_image(maps: Tensor, size: Size, dtype: torch.dtype = torch.float32) -> Tensor:
     """Bring the positive part to image resolution, the maximum 1: ``(n, *size)``; 0 where empty or not finite."""
-    cells = torch.where(along_cells(are_finite(maps), maps), maps.detach().float().relu(), 0)
+    cells = torch.where(along_cells(are_finite(maps), maps), maps.detach().to(dtype).relu(), 0)
     # Scaled before as well, so that values at either end of the range of float32 survive the weights.
     return _to_unit_maximum(upsampled(_to_unit_maximum(cells), size))
 

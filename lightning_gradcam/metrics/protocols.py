@@ -12,7 +12,7 @@ numbers, all starts before all ends and the last axis first.
 """
 
 from lightning_gradcam.metrics.boxes import iou, localization_errors, max_box_acc_v2, segment_boxes
-from lightning_gradcam.metrics.pixels import pxap
+from lightning_gradcam.metrics.pixels import pxap, rank_accuracy, roc_auc
 from lightning_gradcam.metrics.pointing import class_average, pointing_game, pointing_game_with_rejection
 
 __all__ = [
@@ -23,5 +23,7 @@ __all__ = [
     "pointing_game",
     "pointing_game_with_rejection",
     "pxap",
+    "rank_accuracy",
+    "roc_auc",
     "segment_boxes",
 ]
