@@ -77,7 +77,7 @@ def occlusion(
         yield torch.zeros(1, *batch.size, dtype=torch.bool, device=batch.images.device)
         yield from (torch.stack(torch.meshgrid(*sides, indexing="ij")).all(0)[None] for sides in product(*windows))
 
-    untouched, *changed = _scores_under_masks(model, batch, masks, target, baseline, forward_fn, at_once)
+    untouched, *changed = scores_under_masks(model, batch, masks, target, baseline, forward_fn, at_once)
     return (untouched - torch.stack(changed)).T.reshape(-1, *map(len, windows))
 
 
@@ -123,7 +123,7 @@ def at_patches(maps: Tensor, batch: Batch, patch: int | None = None, stride: int
 
     The map is first brought to the image's size as the pictures show it, bilinear.
     """
-    _check_maps(maps, batch)
+    check_maps(maps, batch)
     *others, last = (side.float() / side[0].sum() for side in patch_windows(batch, patch, stride))
     means = _at_image(maps, batch)
     for axis, side in enumerate(others, 1):
@@ -245,7 +245,8 @@ def check_batch(batch: Batch, at_once: int | None) -> None:
         check_number("at_once", at_once, 1)
 
 
-def _check_maps(maps: Tensor, batch: Batch) -> None:
+def check_maps(maps: Tensor, batch: Batch) -> None:
+    """Refuse maps that are not one for each sample; raise a ``ValueError``."""
     n, d = len(batch.images), len(batch.size)
     got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
     if not isinstance(maps, Tensor) or maps.ndim != 1 + d or len(maps) != n or not maps.numel():
@@ -296,7 +297,7 @@ def _probability(ask: Target, sigmoid: bool) -> Target:
     return likely
 
 
-def _scores_under_masks(
+def scores_under_masks(
     model: nn.Module,
     batch: Batch,
     masks: Callable[[], Iterable[Tensor]],
@@ -308,8 +309,8 @@ def _scores_under_masks(
 ) -> Tensor:
     """The scores ``(k, n)`` of the images under each of ``k`` masks, which say where the baseline replaces them.
 
-    A mask is bool and ``(n, *size)``, or one for all ``(1, *size)``. With ``probability`` the scores are
-    probabilities, but for a function as target.
+    A mask is bool and ``(n, *size)``, or one for all ``(1, *size)``; or float, the share of each pixel that is
+    replaced. With ``probability`` the scores are probabilities, but for a function as target.
     """
     own = as_target(target)
     stand_in = StandIn(model)
@@ -323,11 +324,19 @@ def _scores_under_masks(
         if probability and not callable(target):
             ask = _probability(ask, sigmoid)
         spread = (mask.unsqueeze(batch.channel_axis) for mask in masks())
-        changed = (replace(asked, images=torch.where(mask, blank, batch.images)) for mask in spread)
+        changed = (replace(asked, images=_replaced(batch.images, blank, mask)) for mask in spread)
         return torch.stack([_scores_of(one, ask, run, at_once).float() for one in changed]).cpu()
 
     with torch.no_grad():
         return stand_in.look(look)
+
+
+def _replaced(images: Tensor, blank: Tensor, mask: Tensor) -> Tensor:
+    """Images with their pixels replaced where the mask is true, or to the share that it says, in the same type."""
+    if mask.dtype == torch.bool:
+        return torch.where(mask, blank, images)
+    wide = torch.promote_types(images.dtype, torch.float32)
+    return torch.lerp(images.to(wide), blank.to(wide).expand_as(images), mask.to(wide)).to(images.dtype)
 
 
 def _at_image(maps: Tensor, batch: Batch) -> Tensor:
@@ -348,7 +357,7 @@ def _area_under_curve(
 ) -> Tensor:
     """See :func:`deletion` and :func:`insertion`."""
     check_batch(batch, at_once)
-    _check_maps(maps, batch)
+    check_maps(maps, batch)
     check_number("steps", steps, 1)
     pixels = _at_image(maps, batch)
     order = pixels.flatten(1).argsort(dim=1, descending=True, stable=True)
@@ -358,7 +367,7 @@ def _area_under_curve(
     def masks() -> Iterator[Tensor]:
         yield from (place >= number if inserting else place < number for number in numbers)
 
-    curve = _scores_under_masks(model, batch, masks, target, baseline, forward_fn, at_once, probability=True)
+    curve = scores_under_masks(model, batch, masks, target, baseline, forward_fn, at_once, probability=True)
     area = torch.trapezoid(curve, torch.tensor(numbers, device="cpu") / numbers[-1], dim=0)
     has_order = _varies(maps) & (maps > 0).flatten(1).any(1).cpu()
     return torch.where(has_order, area, torch.nan)
