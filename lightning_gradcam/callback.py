@@ -80,6 +80,9 @@ class GradCAMCallback(Callback):
     ``max_box_acc_v2``        share of samples whose object a box of the map finds, at the threshold      mean
                               that serves best; 0 to 1
     ``pxap``                  average precision of the maps' pixels against the region; 0 to 1
+    ``roc_auc``               how well a map's pixels tell the region's from the others; 0.5 is chance    mean
+    ``rank_accuracy``         share of a map's highest pixels, as many as the region has, within it;      mean
+                              0 to 1
     ``seconds``               what the observation took on the calling thread, before TensorBoard writes
     ``guided_seconds``        what the guided pictures took, where they follow the last observation
     ``failures``              how many observations of the run have failed so far; logged when one does
@@ -136,7 +139,7 @@ class GradCAMCallback(Callback):
             training on as many samples.
         localization: The region that holds each sample's object: log how well the maps find it by the published
             protocols of weakly supervised localization, see :mod:`lightning_gradcam.metrics.protocols`. It needs
-            scipy (``pip install "lightning-gradcam[localization]"``), and takes some 40 ms a sample of 224 pixels.
+            scipy (``pip install "lightning-gradcam[localization]"``), and takes some 50 ms a sample of 224 pixels.
         record: Whether to keep maps and numbers on disk, for :class:`Record` and the command ``lightning-gradcam``:
             in ``<prefix>/`` in the run's folder, or in the folder that is named. About 5 KB an observation.
         prefix: What every key starts with.

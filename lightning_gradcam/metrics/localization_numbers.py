@@ -8,7 +8,15 @@ from torch import Tensor
 
 from lightning_gradcam.attribution.regions import pixel_boxes
 from lightning_gradcam.metrics.numbers import by_group
-from lightning_gradcam.metrics.protocols import iou, localization_errors, max_box_acc_v2, pxap, segment_boxes
+from lightning_gradcam.metrics.protocols import (
+    iou,
+    localization_errors,
+    max_box_acc_v2,
+    pxap,
+    rank_accuracy,
+    roc_auc,
+    segment_boxes,
+)
 
 
 def localization_numbers(
@@ -30,7 +38,8 @@ def localization_numbers(
         k: How many maps a sample has, those of the most probable classes, best first; ``None``: they are of others.
 
     Returns:
-        ``max_box_acc_v2`` and ``pxap`` over the maps of the labels, or over all where the classes are not known. With
+        ``max_box_acc_v2``, ``pxap`` and the means of ``roc_auc`` and ``rank_accuracy`` over the maps of the labels, or
+        over all where the classes are not known; the means leave out what is NaN. With
         ``k`` and labels the errors of :func:`~lightning_gradcam.metrics.protocols.localization_errors`, else
         ``localization_error_known``, the share of these maps whose box overlaps no true one by more than a
         half.
@@ -46,7 +55,8 @@ def localization_numbers(
         overlaps = iou(segment_boxes(maps, size), boxes)
         missed = ~(overlaps[~overlaps.isnan()] > 0.5)
         numbers["localization_error_known"] = missed.float().mean().item()
-    return numbers | {"max_box_acc_v2": max_box_acc_v2(maps, boxes, size), "pxap": pxap(maps, masks)}
+    numbers |= {"max_box_acc_v2": max_box_acc_v2(maps, boxes, size), "pxap": pxap(maps, masks)}
+    return numbers | {one.__name__: one(maps, masks).nanmean().item() for one in (roc_auc, rank_accuracy)}
 
 
 def localization_of_groups(

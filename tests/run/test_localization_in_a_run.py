@@ -45,7 +45,8 @@ def test_a_run_logs_the_protocols(target, expected):
     for key, value in expected.items():
         assert found[key] == pytest.approx(value)
     assert found["max_box_acc_v2"] == 1
-    assert found["pxap"] == pytest.approx(1, abs=0.02)
+    for key in ("pxap", "roc_auc", "rank_accuracy"):
+        assert found[key] == pytest.approx(1, abs=0.02)
     assert {key for key in found if "_error_" in key} == expected.keys()
 
 
@@ -68,7 +69,7 @@ def test_a_run_logs_them_for_every_group_and_of_the_same_part_of_a_soft_mask():
             {key: float(value) for key, value in run.callback_metrics.items() if "/one" in key or "/two" in key}
         )
         kinds = {key.split("/")[1] for key in found[-1]}
-        assert {"localization_error_top1", "classification_error_top2", "max_box_acc_v2", "pxap"} <= kinds
+        assert {"localization_error_top1", "classification_error_top2", "max_box_acc_v2", "pxap", "roc_auc"} <= kinds
     for key in found[0]:
         if "mass" not in key and "lift" not in key:  # which do weigh by the mask
             assert found[0][key] == found[1][key], key
