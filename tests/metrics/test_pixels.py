@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from lightning_gradcam.attribution.spatial import upsampled
+from lightning_gradcam.metrics.numbers import worst_value
 from lightning_gradcam.metrics.protocols import pxap, rank_accuracy, roc_auc
 
 UNREADABLE = [
@@ -80,6 +81,10 @@ def test_no_map_and_no_region_no_number():
     assert rank_accuracy(maps, 0 * full).isnan().all()
     assert rank_accuracy(maps, full).tolist() == [1]
     assert roc_auc(maps[:0], full[:0]).shape == rank_accuracy(maps[:0], full[:0]).shape == (0,)
+
+
+def test_what_a_monitor_gets_before_there_is_a_number():
+    assert worst_value("roc_auc") == worst_value("rank_accuracy") == 0
 
 
 def test_types():
