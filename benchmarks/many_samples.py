@@ -2,9 +2,9 @@
 
 A ResNet-18 is trained on random images of 224 px, batches of 32 in training and validation, each kind of run in a
 process of its own: without the callback, with ``samples=16``, and with ``samples=256``, whose images and shifted images
-run in chunks of the validation batch. Reported are the median of ``gradcam/seconds`` past the first look, the median training step, the process's peak memory
-(``VmHWM`` of Linux, from its start), and the size of an observation on disk. Loading the fixed batch is in no time, its
-tensors are in the memory.
+run in chunks of the validation batch. Reported are ``gradcam/seconds`` of the last observation, the median training
+step past the first epoch, the process's peak memory (``VmHWM`` of Linux, from its start), and the size of an
+observation on disk. Loading the fixed batch is in no time, its tensors are in the memory.
 
     python benchmarks/many_samples.py    # some minutes on two cores
 """

@@ -85,6 +85,9 @@ class GradCAMCallback(Callback):
     ``max_box_acc_v2``        share of samples whose object a box of the map finds, at the threshold      mean
                               that serves best; 0 to 1
     ``pxap``                  average precision of the maps' pixels against the region; 0 to 1
+    ``roc_auc``               how well a map's pixels tell the region's from the others; 0.5 is chance    mean
+    ``rank_accuracy``         share of a map's highest pixels, as many as the region has, within it;      mean
+                              0 to 1
     ``randomization_drift``   with ``checks``: how far maps move when the weights above the layer are     median
                               drawn anew (Adebayo et al. 2018). No verdict: the layer's own activations
                               stay, so a map need not move as far as ``drift_chance``
@@ -153,7 +156,7 @@ class GradCAMCallback(Callback):
             training on as many samples.
         localization: The region that holds each sample's object: log how well the maps find it by the published
             protocols of weakly supervised localization, see :mod:`lightning_gradcam.metrics.protocols`. It needs
-            scipy (``pip install "lightning-gradcam[localization]"``), and takes some 40 ms a sample of 224 pixels, so
+            scipy (``pip install "lightning-gradcam[localization]"``), and takes some 50 ms a sample of 224 pixels, so
             it is of the samples that are drawn; ``Localization(region, samples="all")``: of all.
         checks: Check the maps of the last observation of ``fit``, after it: how far they move when the weights of all
             modules that are called only after their layer are drawn anew, and what becomes of the probability as

@@ -16,7 +16,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_gradcam.attribution.names import sample_name
-from lightning_gradcam.attribution.regions import plain_region
+from lightning_gradcam.attribution.regions import are_boxes, plain_region
 from lightning_gradcam.attribution.sequences import part_of
 from lightning_gradcam.attribution.spatial import Size
 
@@ -37,8 +37,10 @@ class Batch:
         regions: Places to mark by name, such as ``"object"``: boxes ``(n, 4)`` as x0, y0, x1, y1 in pixels, right and
             bottom exclusive, or masks ``(n, H, W)`` with values from 0 to 1; torchvision's ``tv_tensors`` too. Of
             volumes boxes ``(n, 6)`` as x0, y0, z0, x1, y1, z1, the last axis first, of clips with the frame for z, of
-            signals ``(n, 2)`` as start and end, or masks ``(n, *spatial)``. A box without area or an empty mask means
-            that the sample has none. A name of letters, digits, '_', '-' or '.'.
+            signals ``(n, 2)`` as start and end, or masks ``(n, *spatial)``. Several boxes a sample are ``(n, m, 4)``
+            and so on: as a mask they are their union, and a box of a map may overlap any of them. A box without area,
+            as in padding, is none; with none, or an empty mask, a sample has no such region. What may be either, of
+            images 4 pixels wide, is a mask. A name of letters, digits, '_', '-' or '.'.
         inputs: What ``forward_fn`` needs beside or instead of the images.
         ids: How each sample is called in pictures; filled with the dataset's indices where it is left empty.
         groups: The name of the group that each sample belongs to, such as ``"tagged"``; numbers are logged for each
@@ -88,10 +90,11 @@ class Batch:
             check_name("the name of a region", name)
             if not region.isfinite().all():
                 raise ValueError(f"region {name!r} holds NaN or infinite values")
-            if tuple(region.shape) not in ((n, 2 * len(size)), (n, *size)):
+            if len(region) != n or not (are_boxes(region, size) or region.shape[1:] == size):
                 clips = self.images.ndim == 5 and self.time_axis is None
                 raise ValueError(
-                    f"region {name!r} must be boxes ({n}, {2 * len(size)}) or masks {(n, *size)}, "
+                    f"region {name!r} must be boxes ({n}, {2 * len(size)}), ({n}, m, {2 * len(size)}) or masks "
+                    f"{(n, *size)}, "
                     f"got {tuple(region.shape)}{'; of clips (n, t, c, H, W) give `time_axis=1`' * clips}"
                 )
         for name in ("ids", "groups"):

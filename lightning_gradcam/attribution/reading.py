@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lightning_gradcam.attribution.batch import Batch, has_rows
-from lightning_gradcam.attribution.names import NO_LABEL
-from lightning_gradcam.attribution.regions import box_masks, check_boxes, plain_region
-from lightning_gradcam.attribution.spatial import Size, along_cells
+from lightning_gradcam.attribution.objects import are_targets, is_list_of_mappings, of_mask, of_targets
+from lightning_gradcam.attribution.regions import check_boxes, plain_region
+from lightning_gradcam.attribution.spatial import Size
 
 IMAGES = ("image", "images", "img", "imgs", "x", "pixel_values", "input", "inputs", "data")
 IMAGES += ("video", "videos", "clip", "clips", "frames", "pixel_values_videos", "volume", "volumes")
@@ -25,7 +25,6 @@ MASKS = ("mask", "masks", "seg", "segmentation", *LABELS)
 _NO_MASKS = {"pixel", "attention", "padding", "pad", "valid"}  # of masks that say which pixels or tokens count
 _LABEL_WORDS = {"label", "labels", "target", "targets", "class", "category"}
 _NO_LABEL_WORDS = {"weight", "weights", "size", "sizes", "name", "names", "length", "lengths", "mask", "masks"}
-_NO_CLASS = (0, 255, -1, NO_LABEL)  # of a mask's pixel: background, or not labelled
 _MANY = 200  # more values than any set of classes in use has, and fewer than a photo has
 
 Path = tuple[Any, ...]  # keys, names and places that lead from a container to what it holds
@@ -85,7 +84,7 @@ def default_batch(batch: Any) -> Batch:
             Labels have a row a sample: in a tuple the first, among names ``label``, ``y``, ``target``, ``lab`` or
             ``cls``, else one that holds such a word. What has the images' height and width and few values is a mask,
             and a list of dicts with boxes is of a detector: the region ``object`` is the class of most pixels or boxes,
-            which is the label where there is no other.
+            all boxes of it, which is the label where there is no other.
 
     Raises:
         ValueError: If no images can be told; the message shows the batch's structure and asks for a ``batch_fn``.
@@ -123,7 +122,7 @@ def read_batch(raw: Any) -> ReadBatch:
             taken.append(f"the region `object` from `{place(source)}`")
         except (TypeError, ValueError) as error:
             notes.append(f"leaves out `{place(source)}`: {error}")
-            source = main = None
+            source = None
     left = [f"`{place(path)}`" for path, part in parts.items() if _is_box(path) or isinstance(part, Tensor)]
     if left:
         more = f" and {len(left) - 5} more" if len(left) > 5 else ""
@@ -137,9 +136,9 @@ def _find_region(
 ) -> tuple[Path | None, Tensor | None, Tensor | None]:
     """What tells where an object lies, taken out of the parts: its path, each sample's class, and the region."""
     images, n, size = batch.images, len(batch.images), batch.size
-    targets = next((path for path, part in parts.items() if _are_targets(part, n)), None)
+    targets = next((path for path, part in parts.items() if are_targets(part, n)), None)
     if targets is not None and len(size) == 2:
-        return targets, *_of_targets(parts.pop(targets), images, sizes)
+        return targets, *of_targets(parts.pop(targets), images, sizes)
     masks = [path for path, part in parts.items() if _is_mask(part, n, size) and not _NO_MASKS & _words(path)]
     named = _by_name(masks, MASKS)
     masks = [path for path in masks if path in named or not (_name(path) in IMAGES or _is_picture(parts[path], images))]
@@ -148,7 +147,7 @@ def _find_region(
     usual = _by_name(masks, MASKS)
     if usual or len(masks) == 1 or (masks and not any(map(_name, masks))):  # of several names none tells
         first = [*usual, *masks][0]
-        return first, *_of_mask(parts.pop(first), size)
+        return first, *of_mask(parts.pop(first), size)
     for path, part in parts.items():
         if type(part).__name__ == "BoundingBoxes" and part.shape == (n, 4):
             return path, None, plain_region(parts.pop(path))
@@ -176,7 +175,7 @@ def items_of(value: Any) -> list[tuple[Any, Any]] | None:
 def _parts(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """What a batch holds, also within one more container."""
     items = items_of(value)
-    if items is None or len(path) > 1 or _is_list_of_images(value) or _is_list_of_mappings(value) or _is_list(value):
+    if items is None or len(path) > 1 or _is_list_of_images(value) or is_list_of_mappings(value) or _is_list(value):
         yield path, value
     else:
         for key, part in items:
@@ -200,10 +199,6 @@ def _sizes_of(images: Tensor) -> set[tuple[int, ...]]:
 
 def _is_list_of_images(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0 and all(_is_image(one, 3) for one in value)
-
-
-def _is_list_of_mappings(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(one, Mapping) for one in value)
 
 
 def _is_list(value: Any) -> bool:
@@ -326,64 +321,6 @@ def _is_mask(part: Any, n: int, size: Size) -> bool:
     several = part.ndim == axes + 2 and part.shape[1] > 1
     whole = not part.is_floating_point() or bool((values == values.round()).all())
     return whole and len(values) <= (2 if several else _MANY) and (not several or set(values.tolist()) <= {0, 1})
-
-
-def _of_mask(mask: Tensor, size: Size) -> tuple[Tensor, Tensor]:
-    """The class of most pixels of each sample's mask ``(n,)``, and the mask of that class ``(n, *size)``."""
-    mask = mask.as_subclass(Tensor)
-    if mask.ndim == len(size) + 2 and mask.shape[1] > 1:
-        # A channel a class, the first one of the background if they sum to 1.
-        first = int((mask.sum(1) == 1).all())
-        classes = mask[:, first:].flatten(2).sum(2).argmax(1) + first
-        region = mask[torch.arange(len(mask)), classes].float()
-    else:
-        mask = mask.reshape(len(mask), *size).long()
-        if set(mask.unique().tolist()) <= {0, 255}:
-            mask = mask // 255
-        classes = torch.tensor([_commonest(one, _NO_CLASS) for one in mask])
-        there = along_cells(classes != NO_LABEL, mask).to(mask.device)
-        region = ((mask == along_cells(classes, mask).to(mask)) & there).float()
-    return torch.where(region.flatten(1).any(1).cpu(), classes.cpu(), NO_LABEL), region
-
-
-def _commonest(values: Tensor, but: Sequence[int] = ()) -> int:
-    """The value that there is most of, of several the least; :data:`NO_LABEL` where there is none."""
-    found, counts = values.unique(return_counts=True)
-    counts[torch.isin(found, found.new_tensor(but))] = 0
-    return int(found[counts.argmax()]) if counts.any() else NO_LABEL
-
-
-def _are_targets(part: Any, n: int) -> bool:
-    """Whether these are what detectors of torchvision or Hugging Face learn from: a mapping with boxes a sample."""
-
-    def fits(one: Mapping[Any, Any]) -> bool:
-        boxes = one.get("boxes")
-        return isinstance(boxes, Tensor) and boxes.ndim == 2 and ("labels" in one or "class_labels" in one)
-
-    return _is_list_of_mappings(part) and len(part) == n and all(map(fits, part))
-
-
-def _of_targets(targets: Sequence[Mapping[str, Any]], images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The commonest class of each sample's boxes ``(n,)``, and the union of the boxes of that class ``(n, H, W)``."""
-    size = images.shape[2], images.shape[3]
-    classes, regions = [], []
-    for i, target in enumerate(targets):
-        labels = target["labels"] if "labels" in target else target["class_labels"]
-        classes.append(_commonest(labels))
-        chosen = labels == classes[-1]
-        boxes = plain_region(target["boxes"]).float()
-        if "class_labels" in target:  # centre, width and height in fractions of the image
-            height, width = size if sizes is None else sizes[i].tolist()
-            centre, half = boxes[:, :2], boxes[:, 2:] / 2
-            boxes = torch.cat([centre - half, centre + half], 1) * boxes.new_tensor([width, height, width, height])
-        masks = target.get("masks")
-        if isinstance(masks, Tensor) and masks.shape == (len(boxes), *size):
-            union = (masks[chosen] > 0).any(0).float()
-        else:
-            edges = torch.cat([boxes[chosen, :2].floor(), boxes[chosen, 2:].ceil()], 1)
-            union = box_masks(edges, size).any(0).float()
-        regions.append(union.to(images.device))
-    return torch.tensor(classes), torch.stack(regions)
 
 
 def _place(value: Any, path: Path) -> str:

@@ -23,7 +23,7 @@ from lightning_gradcam.attribution.targets import Target, as_target
 from lightning_gradcam.metrics.removal import (
     STEPS,
     area_under_curve,
-    at_image,
+    signed_at_image,
     fix_predicted_classes,
     probability,
     scores_under_masks,
@@ -84,7 +84,7 @@ def occlusion(
         yield torch.zeros(1, *batch.size, dtype=torch.bool, device=batch.images.device)
         yield from (torch.stack(torch.meshgrid(*sides, indexing="ij")).all(0)[None] for sides in product(*windows))
 
-    untouched, *changed = _scores_under_masks(model, batch, masks, target, baseline, forward_fn, at_once)
+    untouched, *changed = scores_of_masked_images(model, batch, masks, target, baseline, forward_fn, at_once)
     return (untouched - torch.stack(changed)).T.reshape(-1, *map(len, windows))
 
 
@@ -130,9 +130,9 @@ def at_patches(maps: Tensor, batch: Batch, patch: int | None = None, stride: int
 
     The map is first brought to the image's size as the pictures show it, bilinear.
     """
-    _check_maps(maps, batch)
+    check_maps(maps, batch)
     *others, last = (side.float() / side[0].sum() for side in patch_windows(batch, patch, stride))
-    means = at_image(maps, batch)
+    means = signed_at_image(maps, batch)
     for axis, side in enumerate(others, 1):
         means = (side @ means.movedim(axis, -2)).movedim(-2, axis)
     return means @ last.T
@@ -246,7 +246,8 @@ def check_batch(batch: Batch, at_once: int | None) -> None:
         check_number("at_once", at_once, 1)
 
 
-def _check_maps(maps: Tensor, batch: Batch) -> None:
+def check_maps(maps: Tensor, batch: Batch) -> None:
+    """Refuse maps that are not one for each sample; raise a ``ValueError``."""
     n, d = len(batch.images), len(batch.size)
     got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
     if not isinstance(maps, Tensor) or maps.ndim != 1 + d or len(maps) != n or not maps.numel():
@@ -259,7 +260,7 @@ def forward_on_copies(model: nn.Module, forward_fn: Forward) -> Callable[[Batch]
     return lambda batch: forward_fn(model, batch.apply(Tensor.clone))
 
 
-def _scores_under_masks(
+def scores_of_masked_images(
     model: nn.Module,
     batch: Batch,
     masks: Callable[[], Iterator[Tensor]],
@@ -299,10 +300,10 @@ def _area_under_curve(
 ) -> Tensor:
     """See :func:`deletion` and :func:`insertion`."""
     check_batch(batch, at_once)
-    _check_maps(maps, batch)
+    check_maps(maps, batch)
     check_number("steps", steps, 1)
 
     def scores(masks: Callable[[], Iterator[Tensor]]) -> Tensor:
-        return _scores_under_masks(model, batch, masks, target, baseline, forward_fn, at_once, as_probability=True)
+        return scores_of_masked_images(model, batch, masks, target, baseline, forward_fn, at_once, as_probability=True)
 
     return area_under_curve(scores, batch, maps, inserting, steps)

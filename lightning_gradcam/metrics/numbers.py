@@ -59,5 +59,5 @@ def worst_value(key: str) -> float:
     """What a monitor gets for a key, without its prefix, before there is a value."""
     if key == "strength":
         return float(np.finfo(np.float32).min)
-    larger_is_better = ("topk_iou", "concentration", "seconds", "max_box_acc_v2", "pxap")
+    larger_is_better = ("topk_iou", "concentration", "seconds", "max_box_acc_v2", "pxap", "roc_auc", "rank_accuracy")
     return 0.0 if key.startswith(("mass_", "lift_")) or key in larger_is_better else 1.0

@@ -28,13 +28,22 @@ def scores_under_masks(
 ) -> Tensor:
     """The scores ``(k, n)`` of the images under each of ``k`` masks, by a forward of a stand-in.
 
-    A mask is bool and ``(n, *size)``, or one for all ``(1, *size)``; it says where the baseline replaces the images.
+    A mask is ``(n, *size)``, or one for all ``(1, *size)``: bool, where the baseline replaces the images, or float, the
+    share of each pixel that it replaces.
     """
     blank = baseline_images(batch, baseline)
     spread = (mask.unsqueeze(batch.channel_axis) for mask in masks)
-    changed = (replace(batch, images=torch.where(mask, blank, batch.images)) for mask in spread)
+    changed = (replace(batch, images=_replaced(batch.images, blank, mask)) for mask in spread)
     with torch.no_grad():
         return torch.stack([_scores_of(one, ask, run, at_once).float() for one in changed]).cpu()
+
+
+def _replaced(images: Tensor, blank: Tensor, mask: Tensor) -> Tensor:
+    """Images with their pixels replaced where the mask is true, or to the share that it says, in the same type."""
+    if mask.dtype == torch.bool:
+        return torch.where(mask, blank, images)
+    wide = torch.promote_types(images.dtype, torch.float32)
+    return torch.lerp(images.to(wide), blank.to(wide).expand_as(images), mask.to(wide)).to(images.dtype)
 
 
 def area_under_curve(
@@ -53,7 +62,7 @@ def area_under_curve(
         inserting: Whether pixels come back.
         steps: In how many equal steps.
     """
-    pixels = at_image(maps, batch)
+    pixels = signed_at_image(maps, batch)
     order = pixels.flatten(1).argsort(dim=1, descending=True, stable=True)
     place = order.argsort(1).reshape(pixels.shape).to(batch.images.device)
     numbers = [round(step * pixels[0].numel() / steps) for step in range(steps + 1)]
@@ -115,6 +124,6 @@ def varies(maps: Tensor) -> Tensor:
     return cells.isfinite().all(1) & (cells != cells[:, :1]).any(1)
 
 
-def at_image(maps: Tensor, batch: Batch) -> Tensor:
+def signed_at_image(maps: Tensor, batch: Batch) -> Tensor:
     """Maps ``(n, *grid)`` at the size of the images, ``(n, *size)`` float32 on the CPU."""
     return upsampled(maps.detach().float().cpu(), batch.size)

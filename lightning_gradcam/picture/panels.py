@@ -49,7 +49,7 @@ def gradient_tiles(view: View, photos: Tensor, gradients: Tensor) -> list[Image.
 
 
 def region_boxes(view: View, regions: Mapping[str, Tensor]) -> list[tuple[Panel, Tensor]]:
-    """Boxes ``(n, 4)`` around each region's cut, in pixels of its panel; without area where the cut misses it."""
+    """Boxes ``(n, m, 4)`` around each region's cut, in pixels of its panel; without area where the cut misses them."""
     return [(panel, _boxes(panel, region, view.spatial)) for region in regions.values() for panel in view.panels]
 
 
@@ -58,7 +58,8 @@ def draw_regions(
 ) -> None:
     """Outline the regions of a sample, whose tile has its upper left at ``corner``."""
     for panel, of_samples in boxes:
-        draw_box(draw, of_samples[sample].tolist(), (corner[0] + panel.corner[0], corner[1] + panel.corner[1]))
+        for box in of_samples[sample].tolist():
+            draw_box(draw, box, (corner[0] + panel.corner[0], corner[1] + panel.corner[1]))
 
 
 def _boxes(panel: Panel, region: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -66,8 +67,8 @@ def _boxes(panel: Panel, region: Tensor, size: tuple[int, ...]) -> Tensor:
         region = cut_region(region, size, panel.axis, panel.positions)
         size = tuple(side for axis, side in enumerate(size) if axis != panel.axis)
     elif len(size) == 1:
-        start, end = outline_boxes(region, size).unbind(1)
-        region, size = torch.stack([start, torch.zeros_like(start), end, (end > start).to(end)], 1), (1, *size)
+        start, end = outline_boxes(region, size).unbind(-1)
+        region, size = torch.stack([start, torch.zeros_like(start), end, (end > start).to(end)], -1), (1, *size)
     (height, width), (tall, wide) = size, panel.size
     return outline_boxes(region, (height, width)) * torch.tensor([wide / width, tall / height] * 2)
 

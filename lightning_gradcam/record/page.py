@@ -216,17 +216,17 @@ def _curve(signal: np.ndarray) -> Image.Image:
 
 
 def _outlines(region: np.ndarray, record: Record, number: int) -> np.ndarray:
-    """Boxes ``(n, 4)`` around a region in :func:`_plane`; of volumes and clips ``(n, 4 number)``, a box a slice."""
+    """Boxes ``(n, m, 4)`` around a region in :func:`_plane`; of volumes and clips ``(n, m, 4 number)``, one a slice."""
     size = record.size
     if len(size) == 3:
         across, plane, n = _across(record), _plane(record), len(region)
         slices = [cut_region(region, size, across, np.full(n, place)) for place in _slices(record, number)]
-        return np.concatenate([outline_boxes(one, plane) for one in slices], 1)
+        return np.concatenate([outline_boxes(one, plane) for one in slices], -1)
     boxes = outline_boxes(region, size)
     if len(size) == 2:
         return boxes
-    start, end = boxes.T
-    return np.stack([start, np.zeros_like(start), end, np.ones_like(end)], 1)
+    start, end = np.moveaxis(boxes, -1, 0)
+    return np.stack([start, np.zeros_like(start), end, np.ones_like(end)], -1)
 
 
 @np.errstate(all="ignore")  # a map that is not finite is said to be so
@@ -252,8 +252,9 @@ def _run(
         "name": run.name,
         "size": _plane(record),
         "regions": [
-            [[round(edge, 1) for edge in box] for box in _outlines(value, record, number).tolist()]
+            [[round(edge, 1) for edge in box] for box in boxes.tolist()]
             for value in (region[pictured] for region in record.regions.values())
+            for boxes in np.moveaxis(_outlines(value, record, number), 1, 0)
         ],
         "grid": [1, *grid] if len(grid) == 1 else list(maps.shape[2:]),
         "signed": bool(record.about.get("signed")),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_gradcam.attribution.arrays import as_float
+from lightning_gradcam.attribution.regions import are_boxes
 from lightning_gradcam.attribution.spatial import Size, averaged, in_words
 from lightning_gradcam.record.files import write_whole
 
@@ -57,8 +58,8 @@ class Record:
         pictured: ``(p,)``, the positions of the samples that are drawn.
         photos: ``(p, *spatial)``, uint8, grey, of these: at the images' size, of volumes and clips averaged down to at
             most 64 pixels along each axis.
-        regions: By name, at the images' size: boxes ``(n, 2 d)`` in pixels, such as x0, y0, x1, y1, or masks
-            ``(n, *size)``; see :class:`~lightning_gradcam.Batch`.
+        regions: By name, at the images' size: boxes ``(n, 2 d)`` in pixels, such as x0, y0, x1, y1, or several
+            a sample, ``(n, m, 2 d)``, or masks ``(n, *size)``; see :class:`~lightning_gradcam.Batch`.
         epochs: ``(t,)``, counted from 0; -1 before training.
         steps: ``(t,)``, the optimizer steps that were done.
         maps: By the prefix of a layer's keys, signed maps ``(t, n, *grid)``, float32.
@@ -176,8 +177,10 @@ def _check_shapes(record: Record) -> None:
         "maps": grids == {(n, d + 2, np.dtype(np.float32))} and all(maps.size for maps in record.maps.values()),
         "samples": record.samples.dtype == _SAMPLE and record.samples.shape[1:] == (n,),
         "labels": labels is None or np.asarray(labels, float).shape[:1] == (n,),
-        "regions": {value.shape for value in record.regions.values()} <= {(n, 2 * d), (n, *size)}
-        and all(value.dtype.kind in "buif" for value in record.regions.values()),
+        "regions": all(
+            len(value) == n and (are_boxes(value, size) or value.shape[1:] == size) and value.dtype.kind in "buif"
+            for value in record.regions.values()
+        ),
         "groups": len(record.about.get("groups") or record.about["ids"]) == n,
         "time": time is None or (d == 3 and time in range(d)),
         "spacing": spacing is None or (len(spacing) == d and all(0 < side < math.inf for side in spacing)),

@@ -328,6 +328,7 @@ def _localization(settings: Settings, probe: Probe, seen: Seen) -> dict[str, flo
     ranked = target is predicted or isinstance(target, TopTarget)
     return localization_of_groups(
         seen.maps,
+        probe.rows.regions[settings.localization.region],
         probe.regions[settings.localization.region],
         probe.rows.labels,
         probe.rows.groups,

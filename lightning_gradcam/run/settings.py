@@ -60,7 +60,7 @@ class Localization:
 
     Attributes:
         region: Its name in the batch.
-        samples: ``"pictured"``: those that are drawn; ``"all"``. It takes some 40 ms a sample of 224 pixels.
+        samples: ``"pictured"``: those that are drawn; ``"all"``. It takes some 50 ms a sample of 224 pixels.
 
     Raises:
         ValueError: If ``samples`` is neither.

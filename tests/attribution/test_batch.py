@@ -6,8 +6,9 @@ import torch
 from torchvision import tv_tensors
 
 from lightning_gradcam import Batch
-from lightning_gradcam.attribution.batch import shift
+from lightning_gradcam.attribution.batch import joined, shift
 from lightning_gradcam.attribution.reading import default_batch, read_batch, structure
+from lightning_gradcam.attribution.regions import are_boxes
 
 IMAGES = torch.rand(2, 3, 4, 4)
 VOLUMES = torch.rand(2, 1, 3, 4, 5)
@@ -73,7 +74,7 @@ def test_structure_of_long_lists():
         (
             {"images": IMAGES, "regions": {"dog": torch.zeros(2, 5)}},
             ValueError,
-            r"region 'dog' must be boxes \(2, 4\) or masks \(2, 4, 4\), got \(2, 5\)",
+            r"region 'dog' must be boxes \(2, 4\), \(2, m, 4\) or masks \(2, 4, 4\), got \(2, 5\)",
         ),
         ({"images": IMAGES, "ids": ["a"]}, ValueError, "`ids` must name 2 samples, got 1"),
         (
@@ -91,7 +92,7 @@ def test_structure_of_long_lists():
         (
             {"images": VOLUMES, "regions": {"tumour": torch.zeros(2, 4)}},
             ValueError,
-            r"region 'tumour' must be boxes \(2, 6\) or masks \(2, 3, 4, 5\), got \(2, 4\); of clips .* `time_axis=1`",
+            r"region 'tumour' must be boxes \(2, 6\), \(2, m, 6\) or masks \(2, 3, 4, 5\), got \(2, 4\); of clips .*",
         ),
     ],
 )
@@ -152,8 +153,29 @@ def test_regions_of_torchvision():
     batch = Batch(IMAGES, regions={"dog": boxes, "cat": masks})
     assert batch.regions["dog"].tolist() == [[1, 1, 3, 4], [0, 0, 4, 4]]
     assert {type(region) for region in batch.regions.values()} == {torch.Tensor}
-    with pytest.raises(TypeError, match="`regions` must hold tensors, got list"):
-        Batch(IMAGES, regions={"dog": [[1, 2, 3, 4]]})
+    with pytest.raises(TypeError, match=r"`regions` must hold tensors, got list; `torch.nn.utils.rnn.pad_sequence\("):
+        Batch(IMAGES, regions={"dog": [torch.tensor([[1, 2, 3, 4]])]})
+
+
+@pytest.mark.parametrize("images", [torch.rand(2, 1, 9), IMAGES, VOLUMES])
+def test_several_boxes_a_sample(images):
+    d = images.ndim - 2
+    boxes = torch.zeros(2, 3, 2 * d)
+    boxes[:, :2, d:] = torch.tensor([[1.0, 2], [3, 0]])[..., None]
+    batch = Batch(images, regions={"dog": boxes}, ids=["a", "b"])
+    assert torch.equal(batch.regions["dog"], boxes)
+    assert torch.equal(batch.part(slice(1, 2)).regions["dog"], boxes[1:])
+    assert torch.equal(batch.repeated(2).regions["dog"], boxes[[0, 0, 1, 1]])
+    assert torch.equal(joined(batch, images).regions["dog"], boxes[[0, 1, 0, 1]])
+    none = Batch(images, regions={"dog": boxes[:, :0]}).regions["dog"]
+    assert torch.equal(none, torch.zeros(2, 1, 2 * d))
+    for wrong in (boxes[..., 1:], boxes[:1], boxes[None]):
+        with pytest.raises(ValueError, match=rf"region 'dog' must be boxes \(2, {2 * d}\), \(2, m, {2 * d}\) or masks"):
+            Batch(images, regions={"dog": wrong})
+
+
+def test_what_may_be_boxes_or_masks_of_narrow_images_is_masks():
+    assert not are_boxes(Batch(IMAGES, regions={"dog": torch.ones(2, 4, 4)}).regions["dog"], (4, 4))
 
 
 def test_shift_moves_the_images_by_one_pixel():

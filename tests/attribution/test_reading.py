@@ -201,7 +201,22 @@ def test_targets_of_torchvision():
     assert not read.batch.images[1, :, 6:].any()
     assert read.sizes.tolist() == [[8, 8], [6, 7]]
     assert read.main_classes.tolist() == [5, NO_LABEL]
-    assert read.batch.regions["object"].sum((1, 2)).tolist() == [16 + 8 - 4, 0]  # a union
+    none = [0, 0, 0, 0]
+    assert read.batch.regions["object"].tolist() == [[[0, 0, 4, 4], [2, 2, 6, 4]], [none, none]]
+
+
+def test_targets_without_any_box():
+    read = read_batch((list(IMAGES), [TARGETS[1]] * 2))
+    assert read.batch.regions["object"].tolist() == [[[0, 0, 0, 0]]] * 2
+    assert read.main_classes.tolist() == [NO_LABEL] * 2
+
+
+def test_boxes_that_do_not_fit_are_left_out_and_their_classes_stay():
+    away = TARGETS[0] | {"boxes": TARGETS[0]["boxes"] + 50}
+    read = read_batch((list(IMAGES), [away, TARGETS[1]]))
+    assert read.batch.regions == {}
+    assert read.main_classes.tolist() == [5, NO_LABEL]
+    assert "leaves out `batch[1]`: region 'object' has boxes outside the images of 8 x 8 pixels" in read.notes[1]
 
 
 def test_targets_with_masks_and_boxes_in_another_format():
@@ -216,8 +231,7 @@ def test_targets_of_hugging_face():
     targets = [{"class_labels": torch.tensor([2]), "boxes": torch.tensor([[0.5, 0.25, 1.0, 0.5]])}] * 2
     read = read_batch({"pixel_values": IMAGES, "pixel_mask": torch.ones(2, 8, 8).long(), "labels": targets})
     assert read.main_classes.tolist() == [2, 2]
-    assert read.batch.regions["object"][:, :4].all()
-    assert not read.batch.regions["object"][:, 4:].any()
+    assert read.batch.regions["object"].tolist() == [[[0, 0, 8, 4]]] * 2
 
 
 def test_a_box_a_sample_is_a_region_only_where_it_says_what_it_is():

@@ -121,7 +121,8 @@ def test_regions(d):
     starts, masks = rng.integers(0, 6, (5, d)), masks_of(size, n=5)
     boxes = np.concatenate([starts, starts + rng.integers(0, 5, (5, d))], 1)
     assert_alike(box_masks, boxes, size=size)
-    for region in (boxes, masks):
+    assert_alike(box_masks, np.stack([boxes, boxes[::-1]], 1), size=size)
+    for region in (boxes, np.stack([boxes, boxes[::-1]], 1), masks):
         assert_alike(region_masks, region, size=size)
         assert_alike(outline_boxes, region, size=size)
 
@@ -130,7 +131,7 @@ def test_regions(d):
 def test_slices_of_regions(axis):
     boxes = np.array([[0, 1, 2, 3, 4, 5], [2, 2, 2, 6, 6, 6], [0, 0, 0, 0, 0, 0]])
     masks, places = masks_of(SIZES[3], n=3), np.array([2, 3, 1])
-    for region in (boxes, masks):
+    for region in (boxes, boxes[:, None].repeat(2, 1), masks):
         found = cut_region(region, SIZES[3], axis, places)
         expected = cut_region(*map(torch.from_numpy, (region,)), SIZES[3], axis, torch.from_numpy(places))
         np.testing.assert_array_equal(found, expected.numpy())

@@ -278,8 +278,8 @@ def test_one_more_axis_of_one_cell_changes_nothing(grid, size, place, seed):
     same(localization_errors(thin_top, classes, labels, thin_boxes, more), expected)
     expected = localization_numbers(maps, boxes, masks, labels, classes[:, 0])
     same(localization_numbers(thin[0], thin_boxes, thin[2], labels, classes[:, 0]), expected)
-    expected = localization_of_groups({"cam": maps}, masks, labels, "abab", None, None)
-    same(localization_of_groups({"cam": thin[0]}, thin[2], labels, "abab", None, None), expected)
+    expected = localization_of_groups({"cam": maps}, masks, masks, labels, "abab", None, None)
+    same(localization_of_groups({"cam": thin[0]}, thin[2], thin[2], labels, "abab", None, None), expected)
 
 
 # Refusals

@@ -327,6 +327,17 @@ def test_iou_boxes_without_area():
     assert iou(torch.tensor([some, none, none]), torch.tensor([none, turned, none])).isnan().all()
 
 
+def test_iou_the_best_of_several_true_boxes_counts():
+    found, none = torch.tensor([[0, 0, 4, 2]]), torch.zeros(1, 1, 4)
+    others = torch.tensor([[[2, 0, 6, 2], [0, 0, 4, 4], [9, 9, 10, 10]]])
+    assert iou(found, others).tolist() == [0.5]
+    assert iou(found, torch.cat([none, others], 1)).tolist() == [0.5]
+    assert iou(0 * found, others).tolist() == [0]
+    assert iou(found, torch.cat([none, none], 1)).isnan().all()
+    assert iou(found, none[:, :0]).isnan().all()
+    assert iou(torch.tensor([[2, 4]]), torch.tensor([[[0, 1], [2, 6]]])).tolist() == [0.5]
+
+
 @settings(max_examples=40, deadline=None)
 @given(seeds)
 def test_iou_against_torchvision(seed):
@@ -434,7 +445,7 @@ def test_errors_boxes_are_drawn_of_the_maps_of_the_labels_alone(monkeypatch):
         drawn.append(len(maps))
         return segment_boxes(maps, *args)
 
-    monkeypatch.setattr("lightning_gradcam.metrics.protocols.segment_boxes", counted)
+    monkeypatch.setattr("lightning_gradcam.metrics.boxes.segment_boxes", counted)
     maps, classes, labels, boxes = scene()
     boxes[0] = 0
     localization_errors(maps, classes, labels, boxes, (8, 8))
@@ -512,6 +523,39 @@ def test_max_box_no_map_is_a_miss(kind):
     maps = (UNUSABLE | constant)[kind]
     whole = torch.tensor([[0, 0, 9, 7]])
     assert max_box_acc_v2(maps, whole, (7, 9)) == 0
+
+
+def test_any_of_several_true_boxes_counts_as_the_only_one_does():
+    """The map lies in the lower right: each sample has that box, alone or among others, or other boxes only."""
+    maps, hit, away, none = one_pixel(7, 7).repeat(4, 1, 1), [7, 7, 8, 8], [0, 0, 3, 3], [0, 0, 0, 0]
+    boxes = torch.tensor([[away, hit], [hit, none], [away, none], [none, none]])
+    labels = torch.zeros(4).long()
+    errors = localization_errors(maps[:, None], labels[:, None], labels, boxes, (8, 8))
+    assert errors["localization_error_top1"] == pytest.approx(1 / 3)  # the last has no box
+    assert max_box_acc_v2(maps, boxes, (8, 8)) == pytest.approx(2 / 3)
+    numbers = localization_numbers(maps, boxes, box_masks(boxes, (8, 8)), None, None)
+    assert numbers["localization_error_known"] == pytest.approx(1 / 3)
+    for one in (boxes[:2, :0], 0 * boxes[:2]):
+        assert math.isnan(max_box_acc_v2(maps[:2], one, (8, 8)))
+        found = localization_errors(maps[:2, None], labels[:2, None], labels[:2], one, (8, 8))
+        assert math.isnan(found["localization_error_top1"])
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds)
+def test_several_true_boxes_against_one_at_a_time(seed):
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(3, 4, 4, generator=generator)
+    starts = torch.randint(0, 6, (3, 2, 2), generator=generator)
+    boxes = torch.cat([starts, starts + torch.randint(1, 6, (3, 2, 2), generator=generator)], -1)
+    found = segment_boxes(maps, (12, 12))
+    best = torch.maximum(*(iou(found, one) for one in boxes.unbind(1)))
+    assert torch.equal(iou(found, boxes), best)
+    # One threshold, one sample: the better of both boxes.
+    one = [max_box_acc_v2(maps[:1], part, (12, 12), 1) for part in (boxes[:1], boxes[:1, 0], boxes[:1, 1])]
+    assert one[0] == max(one[1:])
+    same = max_box_acc_v2(maps, boxes[:, 0], (12, 12), 5)
+    assert max_box_acc_v2(maps, boxes[:, [0, 0]], (12, 12), 5) == same
 
 
 def test_max_box_and_pxap_scale_the_minimum_to_zero():

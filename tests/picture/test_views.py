@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw
 from tiny import new
 
 from lightning_gradcam import Batch, Display
@@ -17,11 +17,12 @@ from lightning_gradcam.metrics.positional import how_often
 from lightning_gradcam.picture import panels
 from lightning_gradcam.picture.clip import clip
 from lightning_gradcam.picture.display import photos, value_limits
+from lightning_gradcam.picture.draw import draw_box
 from lightning_gradcam.picture.encode import encode, gif
 from lightning_gradcam.picture.filmstrip import Filmstrip, Frame, frame_maps
 from lightning_gradcam.picture.grid import Caption, grid, tiles
 from lightning_gradcam.picture.overlay import gradient_pictures, overlay
-from lightning_gradcam.picture.panels import gradient_tiles, map_tiles, region_boxes
+from lightning_gradcam.picture.panels import draw_regions, gradient_tiles, map_tiles, region_boxes
 from lightning_gradcam.picture.view import Axes, Panel, evenly, frame_views, narrow_view, strongest_pixels, wide_view
 from lightning_gradcam.run.history import Measurement, Moment
 from lightning_gradcam.run.observer import Seen
@@ -153,7 +154,18 @@ def test_regions_are_outlined_where_a_plane_cuts_them():
     found = [boxes * 16 / side for _, boxes in region_boxes(view, {"box": box, "mask": mask})]
     expected = [[2, 4, 10, 12], [0, 0, 0, 0], [4, 6, 12, 14]]
     for boxes, plane in zip(found, expected * 2, strict=True):
-        torch.testing.assert_close(boxes, torch.tensor([plane, [0.0] * 4]), rtol=0, atol=1e-4)
+        torch.testing.assert_close(boxes, torch.tensor([[plane], [[0.0] * 4]]), rtol=0, atol=1e-4)
+
+
+def test_each_of_several_boxes_is_outlined():
+    boxes = torch.tensor([[[0, 0, 8, 8], [16, 20, 30, 31], [0, 0, 0, 0]]])
+    view = wide_view(torch.zeros(1, 32, 32), 64, Axes())
+    canvas = Image.new("L", (view.size[1], view.size[0]), 128)
+    draw_regions(ImageDraw.Draw(canvas), region_boxes(view, {"box": boxes}), 0, (0, 0))
+    expected = Image.new("L", canvas.size, 128)
+    for box in ([0, 0, 16, 16], [32, 40, 60, 62]):
+        draw_box(ImageDraw.Draw(expected), box, (0, 0))
+    assert canvas.tobytes() == expected.tobytes()
 
 
 def volume_look(maps, time_axis=None):
@@ -325,7 +337,7 @@ def test_regions_of_signals_span_the_curve():
     mask[0, 25:50] = 1
     box = torch.tensor([[25, 50], [0, 0]])
     for _, boxes in region_boxes(view, {"box": box, "mask": mask}):
-        assert boxes.tolist() == [[40, 0, 80, 50], [0, 0, 0, 0]]
+        assert boxes.tolist() == [[[40, 0, 80, 50]], [[0, 0, 0, 0]]]
 
 
 # Photos

@@ -49,6 +49,21 @@ def test_volumes_are_cut_in_the_middle_of_the_slices_of_their_maps():
     assert strip.reshape(8, 60).mean(1) == pytest.approx(places, abs=2)  # JPEG, and 64 slices of 100
 
 
+def test_each_of_several_boxes_is_in_the_page():
+    boxes, masks = np.array([[[0, 0, 2, 3], [4, 1, 6, 8]], [[1, 1, 3, 3], [0, 0, 0, 0]]]), np.ones((2, 8, 6))
+    write_maps("images", np.ones((2, 2, 4, 3)), np.zeros((2, 8, 6), np.uint8), {"box": boxes, "mask": masks})
+    (run,) = data_of(page(compare("images")))["runs"]
+    assert run["regions"] == [*boxes.swapaxes(0, 1).tolist(), [[0, 0, 6, 8]] * 2]
+    spans = np.array([[[2, 4], [6, 9]]] * 2)
+    write_maps("signals", np.ones((2, 2, 3)), np.zeros((2, 10), np.uint8), {"span": spans})
+    (run,) = data_of(page(compare("signals")))["runs"]
+    assert run["regions"] == [[[2, 0, 4, 1]] * 2, [[6, 0, 9, 1]] * 2]
+    boxes = np.array([[[0, 0, 0, 2, 3, 1], [1, 1, 1, 4, 4, 2]]] * 2)
+    write_maps("volumes", np.ones((2, 2, 2, 1, 1)), np.zeros((2, 2, 5, 4), np.uint8), {"box": boxes})
+    (run,) = data_of(page(compare("volumes")))["runs"]
+    assert run["regions"] == [[[0, 0, 2, 3, 0, 0, 0, 0]] * 2, [[0, 0, 0, 0, 1, 1, 4, 4]] * 2]
+
+
 @pytest.mark.parametrize("time", [0, 2])
 def test_clips_are_cut_across_time(time):
     frames = np.zeros((2, 16, 9, 8), np.uint8) + 10 * np.arange(16, dtype=np.uint8)[:, None, None]

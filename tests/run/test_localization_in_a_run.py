@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import TinyModule, boxed, loader, trainer
 
-from lightning_gradcam import Batch, GradCAMCallback, TopTarget
+from lightning_gradcam import Batch, GradCAMCallback, Record, TopTarget, compare
 
 
 def half(activations, gradients):
@@ -45,7 +45,8 @@ def test_a_run_logs_the_protocols(target, expected):
     for key, value in expected.items():
         assert found[key] == pytest.approx(value)
     assert found["max_box_acc_v2"] == 1
-    assert found["pxap"] == pytest.approx(1, abs=0.02)
+    for key in ("pxap", "roc_auc", "rank_accuracy"):
+        assert found[key] == pytest.approx(1, abs=0.02)
     assert {key for key in found if "_error_" in key} == expected.keys()
 
 
@@ -68,10 +69,32 @@ def test_a_run_logs_them_for_every_group_and_of_the_same_part_of_a_soft_mask():
             {key: float(value) for key, value in run.callback_metrics.items() if "/one" in key or "/two" in key}
         )
         kinds = {key.split("/")[1] for key in found[-1]}
-        assert {"localization_error_top1", "classification_error_top2", "max_box_acc_v2", "pxap"} <= kinds
+        assert {"localization_error_top1", "classification_error_top2", "max_box_acc_v2", "pxap", "roc_auc"} <= kinds
     for key in found[0]:
         if "mass" not in key and "lift" not in key:  # which do weigh by the mask
             assert found[0][key] == found[1][key], key
+
+
+def test_any_of_several_boxes_counts_and_the_region_is_their_union(tmp_path):
+    def several(batch):
+        images, labels = batch
+        upper, corner, none = [0, 0, 16, 8], [12, 12, 16, 16], [0, 0, 0, 0]
+        rows = [[corner, upper], [upper, none], [corner, none], [none, none], [none, upper], [upper, upper]]
+        return Batch(images, labels, {"object": torch.tensor(rows, dtype=torch.float32)})
+
+    callback = GradCAMCallback(
+        "net.4", samples=6, method=half, batch_fn=several, localization="object", record=tmp_path / "seen"
+    )
+    run = trainer(callback, max_epochs=1)
+    run.fit(TinyModule(), loader(), loader())
+    found = {key.removeprefix("gradcam/"): value.item() for key, value in run.callback_metrics.items()}
+    assert found["localization_error_known"] == pytest.approx(1 / 5)
+    assert found["max_box_acc_v2"] == pytest.approx(4 / 5)
+    assert found["mass_object"] == pytest.approx(4 / 5)
+    record = Record.open(tmp_path / "seen")
+    assert record.regions["object"].shape == (6, 2, 4)
+    (compared,) = compare(record).runs
+    assert compared.values["mass_object"][-1].tolist() == pytest.approx([1, 1, 0, float("nan"), 1, 1], nan_ok=True)
 
 
 def test_a_region_that_is_not_there_is_refused_before_training():
