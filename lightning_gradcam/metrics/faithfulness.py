@@ -23,10 +23,10 @@ from lightning_gradcam.attribution.targets import Target, as_target
 from lightning_gradcam.metrics.removal import (
     STEPS,
     area_under_curve,
-    signed_at_image,
     fix_predicted_classes,
     probability,
     scores_under_masks,
+    signed_at_image,
     varies,
 )
 from lightning_gradcam.metrics.replacement import Baseline, check_number, patch_windows
