@@ -18,7 +18,7 @@ _FLIPS = 9_999  # drawn with more of them; with what was found that makes 10,000
 FEWEST_FOR_INTERVAL = 32  # samples; with 16 the bootstrap's 95 % interval misses in 8 % of cases, with 8 in 12 %
 FEWEST_RUNS = 5  # a side; with 4 no p is below 2 / 70, and none of several numbers below 0.05 once they are counted
 _RESAMPLES = 9_999
-_MOST_DEALS = 20_000  # that are all tried: up to 8 runs a side
+_MOST_DEALS = 200_000  # that are all tried: up to 10 runs a side
 
 
 def sign_flip_p(differences: np.ndarray) -> float:
@@ -52,7 +52,7 @@ def deal_p(values: np.ndarray, others: np.ndarray) -> float:
 
     Where both sides are of one kind, each run is as likely on the one as on the other. The p value is the share of all
     ways to deal the runs out, as many to each side as there are, whose means are as far apart as those found, or
-    farther: of all ways up to 8 runs a side or so, else of 9,999 drawn with a fixed seed and the one found. Source:
+    farther: of all ways up to 10 runs a side or so, else of 9,999 drawn with a fixed seed and the one found. Source:
     Pitman, Significance tests which may be applied to samples from any populations, 1937; two-sided.
 
     Args:

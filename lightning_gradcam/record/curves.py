@@ -38,8 +38,8 @@ def curves(comparison: Comparison, at: np.ndarray) -> list[dict[str, Any]]:
 
         bands = [
             [over_moments(side.name, f"{key}/{end}") for end in ("least", "most")]
-            if comparison.several
-            else _over_samples(side.runs[0], key, at, comparison.used)
+            if len(side.runs) > 1
+            else _over_samples(side.runs[0], key, at, comparison)
             for side in comparison.sides
         ]
         found.append({"title": title, "lines": [over_moments(side.name) for side in comparison.sides], "bands": bands})
@@ -51,15 +51,18 @@ def bands_in_words(comparison: Comparison) -> str:
     if comparison.several:
         return "Lines: means over runs. Bands: from the least to the most of the runs."
     if comparison.used.sum() < FEWEST_FOR_INTERVAL:
-        return "Bands: the middle half of the samples."
+        return "Bands: the middle half of the samples, by quartiles."
     return "Bands: the 95 % interval of the number by what its samples show. Seeds may differ by more."
 
 
-def _over_samples(run: Run, key: str, at: np.ndarray, used: np.ndarray) -> Band:
-    """The quartiles of the used samples; of 32 or more the interval of the number, where as many have a value."""
-    values = {"drift": run.drift, **run.values}.get(key)
+def _over_samples(run: Run, key: str, at: np.ndarray, comparison: Comparison) -> Band:
+    """The quartiles of the used samples; of 32 or more the interval of the number, where as many have a value.
+
+    None beside sides of several runs, whose bands are of runs.
+    """
+    values, used = {"drift": run.drift, **run.values}.get(key), comparison.used
     edges = [(math.nan, math.nan)] * len(at)
-    if values is not None:
+    if values is not None and not comparison.several:
         edges = [_edges(row[np.isfinite(row)], used.sum(), key) for row in values[at][:, used]]
     return [finite_or_none(edge) for edge in zip(*edges, strict=True)]
 

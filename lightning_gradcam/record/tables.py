@@ -11,7 +11,7 @@ from lightning_gradcam.attribution.names import sample_name
 from lightning_gradcam.record.differences import differences_in_words
 
 if TYPE_CHECKING:
-    from lightning_gradcam.record.comparison import Comparison
+    from lightning_gradcam.record.comparison import Comparison, Side
 
 _MOST_NAMED = 8  # samples that a table names
 _WIDTH = 120  # columns of a table of sides
@@ -79,15 +79,15 @@ def _ranges(comparison: Comparison, row: Mapping[str, float]) -> list[str]:
     numbers = dict.fromkeys(key.split("/")[-2] for key in row if key.endswith("/least"))
     cells = [["", *(f"{_shorten_name(side.name)}, {_runs(len(side.runs))}" for side in sides)]]
     for number in numbers:
-        keys = [f"{side.name}/{number}" for side in sides]
-        cells.append([number, *(_range(row, key) if key in row else "-" for key in keys)])
+        cells.append([number, *(_range(row, side, number) for side in sides)])
     wide = [max(map(len, column)) + 2 for column in zip(*cells, strict=True)]
     return ["".join(f"{cell:<{width}}" for cell, width in zip(line, wide, strict=True)).rstrip() for line in cells]
 
 
-def _range(row: Mapping[str, float], key: str) -> str:
-    mean, least, most = (_format_number(row[f"{key}{end}"]) for end in ("", "/least", "/most"))
-    return mean if mean == "-" else f"{mean} ({least} to {most})"
+def _range(row: Mapping[str, float], side: Side, number: str) -> str:
+    key = f"{side.name}/{number}"
+    mean, least, most = (_format_number(row.get(f"{key}{end}", np.nan)) for end in ("", "/least", "/most"))
+    return mean if mean == "-" or len(side.runs) == 1 else f"{mean} ({least} to {most})"
 
 
 def _runs(number: int) -> str:
