@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a class name may have letters that a console lacks
     try:
         comparison = compare(
-            *_runs_or_sides(options.runs),
+            *(_runs_or_sides(options.runs) if options.command == "compare" else options.runs),
             by=options.by,
             samples="all" if options.all else "right",
             layer=options.layer,
@@ -75,7 +75,7 @@ def _runs_or_sides(arguments: Sequence[str]) -> list[Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("lightning-gradcam", description="Where models looked while they trained.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     several = commands.add_parser(
         "compare",
         help="runs side by side",

@@ -201,3 +201,8 @@ def test_bad_sides_are_a_message_and_exit_code_2(seeds, capsys, arguments, messa
     said = capsys.readouterr()
     assert not said.out
     assert re.search(message, said.err)
+
+
+def test_a_report_is_of_one_run(seeds, capsys):
+    assert main(["report", "weak=weak_0"]) == 2
+    assert "no record at 'weak=weak_0'" in capsys.readouterr().err
