@@ -106,6 +106,8 @@ def _opened_sides(runs: Sequence[Any]) -> Opened:
     if not given or not all(given.values()):
         without = "".join(f"; {side!r} has none" for side, of_runs in given.items() if not of_runs)
         raise ValueError(f"`compare` needs at least one run a side, got {len(given)} sides{without}")
+    if len(given) < len(runs[0]):
+        raise ValueError(f"two sides of {list(runs[0])} have the same name in words; name each otherwise")
     wanted = [
         side if len(of_runs) == 1 else f"{side} {place}"
         for side, of_runs in given.items()

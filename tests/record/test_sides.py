@@ -153,6 +153,7 @@ def test_a_side_may_be_called_as_another_ones_run(seeds):
     ("given", "message"),
     [
         (({},), "`compare` needs at least one run a side, got 0 sides"),
+        (({1: ["weak_0"], "1": ["weak_1"]},), r"two sides of \[1, '1'\] have the same name in words"),
         (({"weak": [], "strong": ["weak_0"]},), "at least one run a side, got 2 sides; 'weak' has none"),
         (({"weak": ["weak_0"]}, "weak_1"), "one mapping of sides, .*; got 2 arguments, a mapping among them"),
         (
