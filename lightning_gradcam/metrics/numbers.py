@@ -43,9 +43,13 @@ def aggregate(values: Mapping[str, Array]) -> dict[str, float]:
     for key, value in values.items():
         xp = namespace(value)
         value = value[~xp.isnan(value)]
-        is_mean = key.startswith(("mass_", "lift_", "insertion", "deletion")) or key == "empty_fraction"
-        numbers[key] = (value.mean() if is_mean else xp.quantile(value, 0.5)).item() if len(value) else math.nan
+        numbers[key] = (value.mean() if is_mean(key) else xp.quantile(value, 0.5)).item() if len(value) else math.nan
     return numbers
+
+
+def is_mean(key: str) -> bool:
+    """Whether a number is the mean over samples; else it is the median."""
+    return key.startswith(("mass_", "lift_", "insertion", "deletion")) or key == "empty_fraction"
 
 
 def by_group(groups: Sequence[str], n: int, counted: Sequence[int] | None = None) -> dict[str, list[int]]:

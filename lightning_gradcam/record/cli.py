@@ -1,4 +1,7 @@
-"""The command: ``lightning-gradcam compare WEAK STRONG`` and ``lightning-gradcam report RUN``."""
+"""The command: ``lightning-gradcam compare WEAK STRONG`` and ``lightning-gradcam report RUN``.
+
+``lightning-gradcam compare weak=RUN,RUN strong=RUN,RUN`` takes several runs a side.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a class name may have letters that a console lacks
     try:
         comparison = compare(
-            *options.runs,
+            *(_runs_or_sides(options.runs) if options.command == "compare" else options.runs),
             by=options.by,
             samples="all" if options.all else "right",
             layer=options.layer,
@@ -46,15 +51,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _runs_or_sides(arguments: Sequence[str]) -> list[Any]:
+    """Runs as they are given; of ``name=RUN,RUN``, unless it is the path of a run, one mapping of sides to runs."""
+    named = [argument for argument in arguments if "=" in argument and not Path(argument).exists()]
+    if not named:
+        return list(arguments)
+    runs = [argument for argument in arguments if argument not in named]
+    if runs:
+        raise ValueError(
+            f"got both runs ({', '.join(runs)}) and sides ({', '.join(named)}, where no such path exists); give runs "
+            "alone, or every side as NAME=RUN,RUN"
+        )
+    sides: dict[str, list[str]] = {}
+    for name, _, paths in (argument.partition("=") for argument in named):
+        if not name or name in sides or "" in paths.split(","):
+            fault = "comes twice" if name in sides else "is no NAME=RUN,RUN"
+            raise ValueError(
+                f"{f'{name}={paths}'!r} {fault}; give each side once, with its runs behind it, such as a=x,y"
+            )
+        sides[name] = paths.split(",")
+    return [sides]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("lightning-gradcam", description="Where models looked while they trained.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     several = commands.add_parser(
         "compare",
         help="runs side by side",
-        description="Print how far the maps of runs agree and where they lie, epoch by epoch; with -o, write a page.",
+        description="Print how far the maps of runs agree and where they lie, epoch by epoch; with -o, write a page. "
+        "With several runs a side, such as weak=RUN,RUN,RUN strong=RUN,RUN,RUN, the means over runs and their range.",
     )
-    several.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run; the first is compared with")
+    several.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN or NAME=RUN,RUN",
+        help="the folder of a run; or a side of several runs, such as seeds. The first is compared with",
+    )
     one = commands.add_parser("report", help="one run", description="The same for one run; writes a page.")
     one.add_argument("runs", nargs=1, metavar="RUN", help="the folder of a run")
     for command, page in ((several, None), (one, "report.html")):

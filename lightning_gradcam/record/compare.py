@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,153 +11,17 @@ import numpy as np
 from lightning_gradcam.attribution.names import sample_name
 from lightning_gradcam.attribution.regions import region_masks
 from lightning_gradcam.attribution.spatial import in_words
-from lightning_gradcam.metrics.drift import agreement, similarity
-from lightning_gradcam.metrics.numbers import aggregate, describe
-from lightning_gradcam.record.differences import Difference, differences, differences_in_words
+from lightning_gradcam.metrics.drift import similarity
+from lightning_gradcam.metrics.numbers import describe
+from lightning_gradcam.record.comparison import By, Comparison, Run, Side, map_agreement
 from lightning_gradcam.record.record import Record
 
-By = Literal["epoch", "step", "fraction"]
+Opened = list[tuple[str, dict[str, Record]]]  # by side, by run
 _KINDS = {1: "signals", 2: "images", 3: "volumes"}  # by the number of their spatial axes
-_MOST_NAMED = 8  # samples that a table names
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """One run of a comparison, at the moments that all of them have: ``t`` of them, ``n`` samples.
-
-    Attributes:
-        name: What it is called; no two runs share a name.
-        record: Where it comes from.
-        layer: The prefix of the layer that is compared.
-        at: ``(t,)``, which of the record's observations.
-        maps: ``(t, n, *grid)``, signed.
-        samples: ``(t, n)``, see :attr:`~lightning_gradcam.Record.samples`.
-        drift: ``(t, n)``, how far each map is from that of the moment before; NaN at the first, and where the class
-            that the target asks for has changed.
-        agreement: ``(t, n)``, how much of each map lies where that of the first run does, in [0, 1]; NaN where the
-            two ask for different classes.
-        values: ``(t, n)`` by key: ``concentration``, ``strength``, and ``mass_`` and ``lift_`` of each region.
-    """
-
-    name: str
-    record: Record
-    layer: str
-    at: np.ndarray
-    maps: np.ndarray
-    samples: np.ndarray
-    drift: np.ndarray
-    agreement: np.ndarray
-    values: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """Runs on the same samples, moment by moment; ``str()`` of it is a table.
-
-    Attributes:
-        by: What moments are counted in.
-        moments: ``(t,)``: epochs from 0 and -1 before training, optimizer steps, or fractions of the run.
-        runs: The first is the one that the others are compared with.
-        used: ``(n,)`` bool, the samples that numbers are of.
-        notes: What a reader should know: which samples are used, and in what the runs differ.
-    """
-
-    by: By
-    moments: np.ndarray
-    runs: list[Run]
-    used: np.ndarray
-    notes: list[str]
-
-    def table(self) -> list[dict[str, float]]:
-        """A row a moment. Every key but the first is ``<run>/<number>``.
-
-        ``agreement`` with the first run, in [0, 1]; ``accuracy`` on the whole fixed batch; ``drift`` since the moment
-        before; and the numbers of :class:`~lightning_gradcam.GradCAMCallback` by their names there, aggregated like
-        them over :attr:`used`.
-        """
-        rows = []
-        for t, moment in enumerate(self.moments.tolist()):
-            row = {str(self.by): moment}
-            for run in self.runs:
-                known = run.samples["right"][t][run.samples["right"][t] >= 0]
-                numbers = {"accuracy": float(known.mean()) if len(known) else float("nan")}
-                values = {"drift": run.drift, **run.values}
-                if run is not self.runs[0]:
-                    values = {"agreement": run.agreement, **values}
-                numbers |= aggregate({key: value[t][self.used] for key, value in values.items()})
-                row |= {f"{run.name}/{key}": value for key, value in numbers.items()}
-            rows.append(row)
-        return rows
-
-    def most_different(self) -> list[tuple[int | str, float]]:
-        """Each used sample's id and its agreement at the last moment, the smallest over the runs; least first."""
-        if len(self.runs) == 1:
-            return []
-        ids = self.runs[0].record.about["ids"]
-        least = np.nan_to_num(np.stack([run.agreement[-1] for run in self.runs[1:]]), nan=2).min(0)
-        order = [i for i in least.argsort(kind="stable").tolist() if self.used[i] and least[i] <= 1]
-        return [(ids[i], float(least[i])) for i in order]
-
-    def differences(self) -> list[Difference]:
-        """What the other runs have less or more than the first at the last moment, over :attr:`used`, by number."""
-        first, found = self.runs[0], []
-        for run in self.runs[1:]:
-            sides = [
-                {key: value[-1][self.used] for key, value in {"drift": one.drift, **one.values}.items()}
-                for one in (first, run)
-            ]
-            found += differences((first.name, run.name), *sides)
-        return found
-
-    def _repr_html_(self) -> str:
-        """The page, where a notebook ends a cell with it."""
-        from lightning_gradcam.record.page import frame
-
-        return frame(self)
-
-    def __str__(self) -> str:
-        rows = self.table()
-        names = [run.name for run in self.runs]
-        numbers = [key.rpartition("/")[2] for key in rows[0] if "/" in key]
-        columns = [
-            (number, name)
-            for number in dict.fromkeys(["agreement", *numbers])
-            for name in names
-            if f"{name}/{number}" in rows[0]
-        ]
-        # A number's name stands over the first of its columns.
-        heads = [number if i == 0 or columns[i - 1][0] != number else "" for i, (number, _) in enumerate(columns)]
-        wide = [max(len(head), len(_shorten_name(name)), 6) + 2 for head, (_, name) in zip(heads, columns, strict=True)]
-
-        def line(start: str, cells: Sequence[str]) -> str:
-            return f"{start:8}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, wide, strict=True))
-
-        lines = [line("", heads), line(self.by, [_shorten_name(name) for _, name in columns])]
-        for row in rows:
-            moment = row[self.by]
-            start = f"{moment:.2f}" if self.by == "fraction" else "start" if moment < 0 else f"{moment:.0f}"
-            lines.append(line(start, [_format_number(row[f"{name}/{number}"]) for number, name in columns]))
-        differ = ", ".join(
-            f"{sample_name(sample)} {least:.2f}" for sample, least in self.most_different()[:_MOST_NAMED]
-        )
-        lines += ["", *self.notes]
-        if differ:
-            lines.append(f"The runs agree least at the last moment on {differ}.")
-        if apart := differences_in_words(self.differences()):
-            lines += ["", "At the last moment:", *apart]
-        return "\n".join(lines)
-
-
-def _format_number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.2f}" if abs(value) < 1000 else f"{value:.2g}"
-
-
-def _shorten_name(name: str) -> str:
-    return name if len(name) <= 14 else name[:13] + "…"
 
 
 def compare(
-    *runs: Record | str | Path,
+    *runs: Record | str | Path | Mapping[str, Sequence[Record | str | Path]],
     by: By = "epoch",
     samples: Literal["right", "all"] = "right",
     layer: str | None = None,
@@ -170,7 +33,9 @@ def compare(
     else is measured on each run's own grid.
 
     Args:
-        runs: Records or their folders, such as ``weak`` and ``strong``; the others are compared with the first.
+        runs: Records or their folders, such as ``weak`` and ``strong``; the others are compared with the first. Or,
+            alone, several runs a side by its name, such as ``{"weak": [run, run, run], "strong": [run, run, run]}``:
+            seeds. The unit is then the run: a number is aggregated over a run's samples, and compared over runs.
         by: Align by ``"epoch"``; by ``"step"``, the number of optimizer steps; or by ``"fraction"`` of each run, where
             runs have unlike lengths.
         samples: ``"right"``: those that all runs classify rightly at the last moment, as in the paper's study (arXiv
@@ -183,59 +48,93 @@ def compare(
         FileNotFoundError: If there is no record.
         ValueError: If the runs cannot be compared; the message says why and what to do.
     """
-    if not runs:
-        raise ValueError("`compare` needs at least one run, got none")
     if by not in ("epoch", "step", "fraction"):
         raise ValueError(f'`by` must be "epoch", "step" or "fraction", got {by!r}')
     if samples not in ("right", "all"):
         raise ValueError(f'`samples` must be "right" or "all", got {samples!r}')
-    records = [run if isinstance(run, Record) else Record.open(run) for run in runs]
-    names = _distinct_names(records)
-    notes = [
-        note
-        for name, record in zip(names[1:], records[1:], strict=True)
-        for note in _differences((names[0], records[0]), (name, record), force)
-    ]
+    sides = _opened_sides(runs)
+    names = [name for _, of_runs in sides for name in of_runs]
+    records = [record for _, of_runs in sides for record in of_runs.values()]
+    notes = _notes(sides, force)
     layers = _compared_layers(records, names, layer)
     at, moments = _aligned(records, names, by)
     used = _used_samples(records, at, samples, notes)
-    found: list[Run] = []
-    for name, record, prefix, which in zip(names, records, layers, at, strict=True):
-        run = _run(name, record, prefix, which, found[0] if found else None)
-        found.append(run)
-        grids = [f"{one.name} {'x'.join(map(str, one.maps.shape[2:]))}" for one in (found[0], run)]
-        if run.maps.shape[2:] != found[0].maps.shape[2:]:
-            notes.append(f"The grids differ, {grids[0]} and {grids[1]}: agreement is measured on the coarser of each.")
-    return Comparison(by, moments, found, used, notes)
+    chosen = dict(zip(names, zip(layers, at, strict=True), strict=True))
+    found: list[Side] = []
+    for side, of_runs in sides:
+        firsts = found[0].runs if found else [None]
+        made = [
+            _run(name, record, *chosen[name], firsts[place % len(firsts)])
+            for place, (name, record) in enumerate(of_runs.items())
+        ]
+        found.append(Side(side, made))
+    return Comparison(by, moments, found, used, notes + _grid_notes(found))
 
 
 @np.errstate(all="ignore")  # a map that is not finite has NaN for numbers, as of tensors
 def _run(name: str, record: Record, prefix: str, at: np.ndarray, first: Run | None) -> Run:
-    """A run at these of its observations, measured against the first run; ``None``: this is the first."""
+    """A run at these of its observations, measured against one of the first side; ``None``: against itself."""
     maps, samples = record.maps[prefix][at], record.samples[at]
     moments, n = maps.shape[:2]
     regions = {key: region_masks(value, record.size) for key, value in record.regions.items()}
     additive = f"{prefix}/strength" in record.numbers[-1]
-    rows, firsts = (one.reshape(-1, *one.shape[2:]) for one in (maps, first.maps if first else maps))
+    rows, classes = maps.reshape(-1, *maps.shape[2:]), samples["asked"]
     drift = np.full((moments, n), np.nan, np.float32)
     drift[1:] = 1 - similarity(rows[n:], rows[:-n]).reshape(moments - 1, n)
-    # Of another class than before, or than in the other run, a map answers another question.
-    classes, others = (one["asked"] for one in (samples, first.samples if first else samples))
-    other_class = (classes != others) & (classes >= 0) & (others >= 0)
-    drift[1:][classes[1:] != classes[:-1]] = np.nan
+    drift[1:][classes[1:] != classes[:-1]] = np.nan  # of another class a map answers another question
     values = {key: value.reshape(moments, n) for key, value in describe(rows, additive, regions).items()}
     del values["empty_fraction"]
-    return Run(
-        name,
-        record,
-        prefix,
-        at,
-        maps,
-        samples,
-        drift,
-        np.where(other_class, np.nan, agreement(rows, firsts).reshape(moments, n)),
-        values,
-    )
+    others, other_classes = (first.maps, first.samples["asked"]) if first else (maps, classes)
+    agrees = map_agreement(maps, classes, others, other_classes)
+    return Run(name, record, prefix, at, maps, samples, drift, agrees, values)
+
+
+def _opened_sides(runs: Sequence[Any]) -> Opened:
+    """The records by the names of sides and runs; no two runs share a name, and no two sides."""
+    if not any(isinstance(run, Mapping) for run in runs):
+        if not runs:
+            raise ValueError("`compare` needs at least one run, got none")
+        records = [_opened(run) for run in runs]
+        names = _distinct_names([record.name for record in records])
+        return [(name, {name: record}) for name, record in zip(names, records, strict=True)]
+    if len(runs) > 1:
+        raise ValueError(
+            f"`compare` takes runs, or one mapping of sides, such as {{name: [run, run]}}; got {len(runs)} arguments, "
+            "a mapping among them"
+        )
+    given = {str(side): [of_runs] if _is_run(of_runs) else list(of_runs) for side, of_runs in runs[0].items()}
+    if not given or not all(given.values()):
+        without = "".join(f"; {side!r} has none" for side, of_runs in given.items() if not of_runs)
+        raise ValueError(f"`compare` needs at least one run a side, got {len(given)} sides{without}")
+    if len(given) < len(runs[0]):
+        raise ValueError(f"two sides of {list(runs[0])} have the same name in words; name each otherwise")
+    wanted = [
+        side if len(of_runs) == 1 else f"{side} {place}"
+        for side, of_runs in given.items()
+        for place, _ in enumerate(of_runs, 1)
+    ]
+    names = iter(_distinct_names(wanted))
+    sides = [(side, {next(names): _opened(run) for run in of_runs}) for side, of_runs in given.items()]
+    _refuse_runs_twice(sides)
+    return sides
+
+
+def _is_run(value: Any) -> bool:
+    return isinstance(value, (Record, str, Path))
+
+
+def _opened(run: Record | str | Path) -> Record:
+    return run if isinstance(run, Record) else Record.open(run)
+
+
+def _refuse_runs_twice(sides: Opened) -> None:
+    """A run that counts twice would make chance look smaller than it is."""
+    seen: dict[str, str] = {}
+    for _, of_runs in sides:
+        for name, record in of_runs.items():
+            other = seen.setdefault(record.about["id"], name)
+            if other != name:
+                raise ValueError(f"{other} and {name} are the same run, {str(record.path)!r}; give each run once")
 
 
 def sample_mismatch(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
@@ -269,8 +168,38 @@ def _listed(values: Sequence[Any] | None) -> str:
     return ", ".join(map(str, values[:6])) + (", …" if len(values) > 6 else "")
 
 
-def _differences(one: tuple[str, Record], two: tuple[str, Record], force: bool) -> list[str]:
-    """In what samples, pixels and settings of two runs differ; a ``ValueError`` where they cannot be compared."""
+def _notes(sides: Opened, force: bool) -> list[str]:
+    """In what the first run differs from the others; once for all runs of a side in which it is the same."""
+    (name, record), notes = next(iter(sides[0][1].items())), []
+    for _, of_runs in sides:
+        found: dict[tuple[str, str], list[str]] = {}  # by what stands before and behind the other run's name
+        for other_name, other in of_runs.items():
+            if other is not record:
+                for parts in _differences((name, record), (other_name, other), force):
+                    found.setdefault(parts, []).append(other_name)
+        notes += [f"{before}{_joined(names)}{behind}" for (before, behind), names in found.items()]
+    return notes
+
+
+def _grid_notes(sides: Sequence[Side]) -> list[str]:
+    first, *others = (run for side in sides for run in side.runs)
+    size, *sizes = ("x".join(map(str, run.maps.shape[2:])) for run in (first, *others))
+    return [
+        f"The grids differ, {first.name} {size} and {run.name} {other}: agreement is measured on the coarser of each."
+        for run, other in zip(others, sizes, strict=True)
+        if other != size
+    ]
+
+
+def _joined(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _differences(one: tuple[str, Record], two: tuple[str, Record], force: bool) -> list[tuple[str, str]]:
+    """In what samples, pixels and settings of two runs differ; a ``ValueError`` where they cannot be compared.
+
+    Each is a sentence in two parts, with the other run's name between them.
+    """
     (name, record), (other_name, other) = one, two
     notes = []
     if _axes(record) != _axes(other):
@@ -285,17 +214,17 @@ def _differences(one: tuple[str, Record], two: tuple[str, Record], force: bool) 
             raise ValueError(
                 f"{note}; compare runs with the same validation data and `samples`, or go on with `force` (--force)"
             )
-        notes.append(f"{note}.")
+        notes.append((f"{name} and ", f" do not look at the same samples: {mismatch}."))
     counts = [len(one.about["ids"]) for one in (record, other)]
     if counts[0] != counts[1]:
         raise ValueError(f"{name} has {counts[0]} maps a moment, {other_name} {counts[1]}")
     if record.about["fingerprint"].get("pixels") != other.about["fingerprint"].get("pixels"):
-        notes.append(f"The pixels of {name} and {other_name} differ: another resolution, precision or transform.")
+        notes.append((f"The pixels of {name} and ", " differ: another resolution, precision or transform."))
     settings, others = record.about["settings"], other.about["settings"]
     for key in dict.fromkeys([*settings, *others]):
         if settings.get(key) != others.get(key):
             here, there = (_in_words(value.get(key)) for value in (settings, others))
-            notes.append(f"{key}: {here} in {name}, {there} in {other_name}.")
+            notes.append((f"{key}: {here} in {name}, {there} in ", "."))
     return notes
 
 
@@ -314,15 +243,15 @@ def _in_words(setting: Any) -> str:
     return ", ".join(map(str, setting.values())) if isinstance(setting, Mapping) else str(setting)
 
 
-def _distinct_names(records: Sequence[Record]) -> list[str]:
-    """What the runs are called; with a number behind it where a name has come before."""
+def _distinct_names(wanted: Sequence[str]) -> list[str]:
+    """Names; with a number behind it where one has come before."""
     names: list[str] = []
-    for record in records:
-        name, number = record.name, 1
-        while name in names:
+    for name in wanted:
+        distinct, number = name, 1
+        while distinct in names:
             number += 1
-            name = f"{record.name} ({number})"
-        names.append(name)
+            distinct = f"{name} ({number})"
+        names.append(distinct)
     return names
 
 

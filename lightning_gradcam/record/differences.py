@@ -1,4 +1,4 @@
-"""What two runs differ in at the last moment, number by number, and what chance alone would show."""
+"""What two runs or sides differ in at the last moment, number by number, and what chance alone would show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_gradcam.metrics.numbers import aggregate
-from lightning_gradcam.metrics.paired import holm, mean_interval, sign_flip_p
+from lightning_gradcam.metrics.paired import FEWEST_RUNS, deal_p, holm, mean_interval, sign_flip_p
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,30 @@ class Difference:
         )
 
 
+@dataclass(frozen=True)
+class SideDifference:
+    """A number of two sides, of which one or both have several runs.
+
+    Attributes:
+        number: What it is called.
+        sides: The names of both.
+        values: What each run of each side has; NaN where it has none.
+        mean: The mean of the first side's runs less that of the other's.
+        p: See :func:`~lightning_gradcam.metrics.paired.deal_p`; ``None`` below five runs a side.
+    """
+
+    number: str
+    sides: tuple[str, str]
+    values: tuple[list[float], list[float]]
+    mean: float
+    p: float | None
+
+    def __str__(self) -> str:
+        sides = [f"{name} {' '.join(map(_figure, runs))}" for name, runs in zip(self.sides, self.values, strict=True)]
+        chance = "" if self.p is None else f" (permutation of runs p = {self.p:.2g})"
+        return f"{self.number}: {', '.join(sides)}; difference of the means {_figure(self.mean)}{chance}."
+
+
 def differences(
     runs: tuple[str, str], values: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]
 ) -> list[Difference]:
@@ -71,16 +95,46 @@ def differences(
     return found
 
 
-def differences_in_words(found: Sequence[Difference]) -> list[str]:
+def side_differences(
+    sides: tuple[str, str], values: Mapping[str, list[float]], others: Mapping[str, list[float]]
+) -> list[SideDifference]:
+    """Compare two sides.
+
+    Args:
+        sides: Their names.
+        values: What each run of the first side has, by number; NaN where it has none.
+        others: The same of the other.
+
+    Returns:
+        One for each number that both have, in the first one's order, where a run of each has a value.
+    """
+    found = []
+    for number in (number for number in values if number in others):
+        one, other = (np.array([value for value in of[number] if np.isfinite(value)]) for of in (values, others))
+        if len(one) and len(other):
+            p = deal_p(one, other) if min(len(one), len(other)) >= FEWEST_RUNS else None
+            both = values[number], others[number]
+            found.append(SideDifference(number, sides, both, float(one.mean() - other.mean()), p))
+    return found
+
+
+def differences_in_words(found: Sequence[Difference] | Sequence[SideDifference]) -> list[str]:
     """A line for each, and what has to be known to read them."""
     if not found:
         return []
-    adjusted = holm([one.p for one in found])
-    several = len({one.runs for one in found}) > 1
-    named = [f"{one.number}{f' of {one.runs[1]}' * several} {p:.2g}" for one, p in zip(found, adjusted, strict=True)]
-    count = f"{len(found)} numbers are compared; p adjusted for that (Holm): {', '.join(named)}."
-    return [*map(str, found), *[count] * (len(found) > 1), "One run each: seeds may differ by more."]
+    others = [(one.runs if isinstance(one, Difference) else one.sides)[1] for one in found]
+    of_others = [f" of {other}" if len(set(others)) > 1 else "" for other in others]
+    tested = {f"{one.number}{of}": one.p for one, of in zip(found, of_others, strict=True) if one.p is not None}
+    adjusted = zip(tested, holm(list(tested.values())), strict=True)
+    named = ", ".join(f"{number} {p:.2g}" for number, p in adjusted)
+    count = f"{len(tested)} numbers are compared; p adjusted for that (Holm): {named}."
+    lines = [*map(str, found), *[count] * (len(tested) > 1)]
+    if isinstance(found[0], Difference):
+        return [*lines, "One run each: seeds may differ by more."]
+    if len(tested) < len(found):
+        lines.append(f"No p is given below {FEWEST_RUNS} runs a side: so few say little of other seeds.")
+    return lines
 
 
 def _figure(value: float) -> str:
-    return f"{value:.2f}" if abs(value) < 1000 else f"{value:.2g}"
+    return "-" if np.isnan(value) else f"{value:.2f}" if abs(value) < 1000 else f"{value:.2g}"

@@ -7,8 +7,9 @@ const [height, width] = data.size.map((side) => Math.max(8, Math.round((side * L
 const moments = data.moments.length;
 const slices = data.slices.length; // of volumes and clips; 1 of images and signals
 
-let order = data.runs.map((_, i) => i); // which run stands where; mixed when blind
-let names = data.runs.map((run) => run.name);
+let order = data.sides.map((_, i) => i); // which side stands where; mixed when blind
+let names = data.sides.map((side) => side.name);
+const runsASide = data.sides.map((side) => side.runs.length);
 let timer = null;
 let saving = null;
 
@@ -28,6 +29,7 @@ const known = (value) => value !== null && value !== undefined;
 const figure = (value) => (known(value) ? value.toFixed(2) : "–");
 const now = () => Number($("time").value);
 const slice = () => Number($("slice").value);
+const runOf = (side) => data.runs[side.runs[($("run").value - 1) % side.runs.length]]; // the one that is shown
 
 function momentName(t) {
   const moment = data.moments[t];
@@ -163,64 +165,12 @@ async function greyOf(address) {
   return data.slices.map((_, place) => grey.subarray(place * width * height, (place + 1) * width * height));
 }
 
-// Charts: a line a run over the moments, and the cursor that the slider moves.
-
-const charts = [];
-
-function makeChart(title, series) {
-  const top = Math.max(1e-9, ...series.flat().filter(known));
-  const high = top <= 1 ? (top > 0.5 ? 1 : top > 0.2 ? 0.5 : top > 0.1 ? 0.2 : 0.1) : top;
-  const x = (t) => (moments > 1 ? (1000 * t) / (moments - 1) : 500);
-  const y = (value) => 100 - (100 * value) / high;
-  const picture = svg("svg", { viewBox: "-6 -6 1012 112", preserveAspectRatio: "none", role: "img" });
-  picture.append(svg("line", { class: "axis", x1: 0, x2: 1000, y1: 100, y2: 100 }), svg("line", { class: "axis", x1: 0, x2: 1000, y1: 0, y2: 0 }));
-  const lines = series.map((values) => {
-    let path = "";
-    values.forEach((value, t) => {
-      if (known(value)) path += `${t > 0 && known(values[t - 1]) ? "L" : "M"}${x(t)} ${y(value)}h0`; // h0: a dot
-    });
-    const line = svg("path", { d: path });
-    picture.append(line);
-    return line;
-  });
-  const cursor = svg("line", { class: "now", y1: -4, y2: 104 });
-  picture.append(cursor);
-  picture.addEventListener("click", (event) => {
-    const { left, width: across } = picture.getBoundingClientRect();
-    moveTo(Math.round(((event.clientX - left) / across) * (moments - 1)));
-  });
-  const caption = element("figcaption");
-  $("charts").append(element("figure", {}, caption, picture));
-  charts.push({ title: `${title}, 0 to ${high.toPrecision(2)}`, series, lines, cursor, caption, picture, x });
-}
-
-makeChart("Drift since the moment before", data.runs.map((run) => run.drift_median));
-for (const region of new Set(data.runs.flatMap((run) => Object.keys(run.mass)))) {
-  makeChart(`Share of the map on ${region}`, data.runs.map((run) => run.mass[region] ?? Array(moments).fill(null)));
-}
-
-function drawCharts(t) {
-  for (const chart of charts) {
-    chart.caption.replaceChildren(element("strong", { textContent: chart.title }));
-    order.forEach((run, place) => {
-      const dot = element("span", { className: "dot" });
-      dot.style.background = RUN_COLORS[place % RUN_COLORS.length];
-      chart.caption.append(element("span", {}, dot, `${names[run]} ${figure(chart.series[run][t])}`));
-      chart.lines[run].style.stroke = RUN_COLORS[place % RUN_COLORS.length];
-      chart.picture.insertBefore(chart.lines[run], chart.cursor); // in the order of the places, also when blind
-    });
-    chart.cursor.setAttribute("x1", chart.x(t));
-    chart.cursor.setAttribute("x2", chart.x(t));
-    chart.picture.setAttribute("aria-label", `${chart.caption.textContent} at ${momentName(t)}`);
-  }
-}
-
 // Cards: a sample each, with every run's map of it.
 
 const cards = data.samples.map((sample, i) => {
   const head = element("p", { className: "head" }, element("span", { textContent: sample.title }), element("span"));
   const runs = element("div", { className: "runs" });
-  const places = data.runs.map(() => {
+  const places = data.sides.map(() => {
     const canvas = element("canvas", { width, height });
     canvas.setAttribute("role", "img");
     const says = element("div");
@@ -231,11 +181,11 @@ const cards = data.samples.map((sample, i) => {
 });
 
 function agreement(t, i) {
-  const values = data.runs.slice(1).map((run) => run.agreement[t][i]).filter(known);
+  const values = data.sides.slice(1).map((side) => runOf(side).agreement[t][i]).filter(known);
   return values.length ? Math.min(...values) : null;
 }
 
-const driftOf = (t, i) => Math.max(-1, ...data.runs.map((run) => run.drift[t][i] ?? -1));
+const driftOf = (t, i) => Math.max(-1, ...data.sides.map((side) => runOf(side).drift[t][i] ?? -1));
 
 const FILTERS = { class: "label", group: "group" }; // a control, and what it asks of a sample
 
@@ -270,7 +220,8 @@ function drawCards(t) {
     const agrees = agreement(t, card.i);
     card.differs.textContent = known(agrees) ? `agree ${figure(agrees)}` : "";
     card.places.forEach(({ canvas, says }, place) => {
-      const run = data.runs[order[place]];
+      const run = runOf(data.sides[order[place]]);
+      const name = $("blind").checked ? names[order[place]] : run.name;
       paint(canvas, photos[card.i][slice()], run, t, card.i);
       const right = run.right[t][card.i];
       const dot = element("span", { className: "dot" });
@@ -282,11 +233,11 @@ function drawCards(t) {
       const asked = run.asked[t][card.i];
       if (known(asked) && asked !== said) prediction.append(`for ${data.classes[asked] ?? asked}; `);
       if (known(said)) {
-        const name = element("b", { textContent: `${data.classes[said] ?? said}${verdict}` });
-        prediction.append(name, ` ${figure(run.confidence[t][card.i])}`);
+        const predicted = element("b", { textContent: `${data.classes[said] ?? said}${verdict}` });
+        prediction.append(predicted, ` ${figure(run.confidence[t][card.i])}`);
       }
-      says.replaceChildren(element("span", {}, dot, names[order[place]]), prediction);
-      const what = [data.samples[card.i].title, names[order[place]], prediction.textContent, data.slices[slice()].toLowerCase(), momentName(t)];
+      says.replaceChildren(element("span", {}, dot, name), prediction);
+      const what = [data.samples[card.i].title, name, prediction.textContent, data.slices[slice()].toLowerCase(), momentName(t)];
       canvas.setAttribute("aria-label", `Map of ${what.filter(Boolean).join(", ")}`);
     });
   }
@@ -303,141 +254,3 @@ function draw() {
   drawCards(t);
   keepState();
 }
-
-// State: what is not as it was at the start stands in the address, so that a link leads to what is seen.
-
-const CONTROLS = ["colors", "side", "strength", "scale", "sort", "class", "group", "verdict", "slice"];
-const defaults = {};
-
-function stateInWords() {
-  const state = new URLSearchParams();
-  if (now() < moments - 1) state.set("at", data.moments[now()]); // at the last one, the page of a longer run goes on
-  for (const id of CONTROLS) if ($(id).value !== defaults[id]) state.set(id, $(id).value);
-  if ($("blind").checked) state.set("blind", order.join("."));
-  return state.toString();
-}
-
-function keepState() {
-  const state = stateInWords();
-  if (state === document.body.dataset.state) return;
-  document.body.dataset.state = state;
-  clearTimeout(saving); // browsers refuse more than a hundred in half a minute
-  const before = location.hash;
-  saving = setTimeout(() => {
-    if (location.hash !== before) return; // a link was followed, and is about to be read
-    const address = location.href.split("#")[0] + (state && `#${state}`);
-    try {
-      history.replaceState(null, "", address);
-    } catch {} // in a notebook's or dashboard's frame, which has no address of its own
-  }, 400);
-}
-
-const isNumber = (text) => text.trim() !== "" && Number.isFinite(Number(text));
-
-function accepts(control, value) {
-  if (control.options) return [...control.options].some((option) => option.value === value);
-  return isNumber(value) && Number(value) >= control.min && Number(value) <= control.max;
-}
-
-/** Take over the state in the address; what is not understood stays as it was at the start. */
-function readState() {
-  const state = new URLSearchParams(location.hash.slice(1));
-  for (const id of CONTROLS) {
-    const value = state.get(id);
-    $(id).value = value !== null && accepts($(id), value) ? value : defaults[id];
-  }
-  const at = state.get("at") ?? "";
-  const far = (t) => Math.abs(data.moments[t] - at); // of long runs not every moment is in the page
-  $("time").value = isNumber(at) ? data.moments.reduce((best, _, t) => (far(t) < far(best) ? t : best), 0) : moments - 1;
-  $("blind").checked = state.has("blind") && data.runs.length > 1;
-  const places = (state.get("blind") ?? "").split(".").map(Number);
-  const fits = places.length === data.runs.length && data.runs.every((_, run) => places.includes(run));
-  setNames(fits ? places : null);
-}
-
-// Controls
-
-function moveTo(t) {
-  $("time").value = t;
-  draw();
-}
-
-function moveAcross(place) {
-  $("slice").value = place;
-  draw();
-}
-
-function play(on) {
-  clearTimeout(timer);
-  timer = on ? setTimeout(next, 400) : null;
-  $("play").textContent = on ? "Pause" : "Play";
-}
-
-function next() {
-  if (now() < moments - 1) moveTo(now() + 1);
-  play(now() < moments - 1);
-}
-
-function startOrStop() {
-  if (timer === null && now() === moments - 1) moveTo(0);
-  play(timer === null);
-}
-
-/** Name the runs; when blind by letters, in these places or in random ones. */
-function setNames(places = null) {
-  const blind = $("blind").checked;
-  order = data.runs.map((_, i) => i);
-  if (blind) {
-    order = places ?? order.map((run) => [Math.random(), run]).sort((one, two) => one[0] - two[0]).map((pair) => pair[1]);
-  }
-  names = data.runs.map((run, i) => (blind ? String.fromCharCode(65 + order.indexOf(i)) : run.name));
-  $("title").textContent = `Grad-CAM: ${order.map((run) => names[run]).join(" and ")}`;
-  document.title = $("title").textContent;
-  $("notes").hidden = blind;
-}
-
-document.addEventListener("keydown", (event) => {
-  if (event.target.closest("input, select, button, summary") || event.ctrlKey || event.metaKey || event.altKey) return;
-  const to = { ArrowLeft: now() - 1, ArrowRight: now() + 1, Home: 0, End: moments - 1 }[event.key];
-  const across = { ArrowUp: slice() + 1, ArrowDown: slice() - 1 }[event.key];
-  if (event.key === " ") startOrStop();
-  else if (to !== undefined) moveTo(to);
-  else if (across !== undefined && slices > 1) moveAcross(across);
-  else return;
-  event.preventDefault();
-});
-
-$("time").max = moments - 1;
-$("time").value = moments - 1;
-$("slice").max = slices - 1;
-$("slice").value = Math.floor(slices / 2);
-$("slice").parentElement.hidden = slices === 1;
-$("slice").setAttribute("aria-label", data.slices[0].split(" ")[0]);
-for (const id of ["time", "slice"]) $(id).addEventListener("input", draw);
-$("play").addEventListener("click", startOrStop);
-for (const id of ["colors", "side", "strength", "scale", "sort", "class", "group", "verdict"]) $(id).addEventListener("input", draw);
-$("blind").addEventListener("input", () => { setNames(); draw(); });
-for (const [id, key] of Object.entries(FILTERS)) {
-  const names = [...new Set(data.samples.map((sample) => sample[key]))].filter(Boolean);
-  $(id).append(...names.map((name) => element("option", { value: name, textContent: name })));
-}
-$("group").parentElement.hidden = $("group").options.length === 1;
-if (data.runs.length === 1) {
-  $("sort").querySelector("[value=difference]").remove();
-  $("blind").parentElement.hidden = true;
-}
-$("side").parentElement.hidden = !data.runs.some((run) => run.signed);
-for (const note of data.notes) $("notes").append(element("p", { textContent: note }));
-document.body.style.setProperty("--runs", data.runs.length);
-for (const id of CONTROLS) defaults[id] = $(id).value;
-setNames();
-
-let photos = [];
-Promise.all(data.samples.map((sample) => greyOf(sample.photo))).then((found) => {
-  photos = found;
-  const follow = () => { readState(); draw(); };
-  addEventListener("hashchange", follow);
-  follow();
-  document.body.dataset.ready = "yes";
-  performance.mark("ready");
-});

@@ -6,8 +6,7 @@ import base64
 import hashlib
 import html
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from lightning_gradcam.attribution.regions import cut_region, outline_boxes
 from lightning_gradcam.attribution.spatial import Size, along_cells, at_most, averaged
 from lightning_gradcam.picture.colormaps import AGAINST, COLORMAPS
 from lightning_gradcam.picture.encode import jpeg
-from lightning_gradcam.record.compare import Comparison, Run
+from lightning_gradcam.record.comparison import Comparison, Run
+from lightning_gradcam.record.curves import bands_in_words, curves, finite_or_none
 from lightning_gradcam.record.files import write_whole
 from lightning_gradcam.record.record import Record
 
@@ -52,7 +52,9 @@ def write_page(comparison: Comparison, path: str | Path) -> Path:
 
 def page(comparison: Comparison) -> str:
     """The page as text, see :func:`write_page`."""
-    template, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.html", "page.js"))
+    names = ("page.html", "page.js", "charts.js", "controls.js")
+    template, *scripts = ((_HERE / name).read_text(encoding="utf-8") for name in names)
+    script = "\n".join(scripts)
     style = template.partition("<style>")[2].partition("</style>")[0]
     policy = f"default-src 'none'; img-src data:; style-src {_csp_hash(style)}; script-src {_csp_hash(script)}"
     # No `<` is left in the data, so nothing in it can close its element or open another.
@@ -65,12 +67,12 @@ def page(comparison: Comparison) -> str:
 
 def frame(comparison: Comparison) -> str:
     """The page as a frame within another, as high as it needs at the width of a notebook, or as the window allows."""
-    runs, size = len(comparison.runs), _proportions(comparison.runs[0].record)
-    card = 160 * runs
+    sides, size = len(comparison.sides), _proportions(comparison.runs[0].record)
+    card = 160 * sides
     cards_a_row = max(1, _NOTEBOOK // card)
     charts = 1 + len(comparison.runs[0].record.regions)
     rows = -(-len(comparison.runs[0].record.pictured) // cards_a_row)
-    height = 260 + 150 * -(-charts // 2) + rows * (110 + round(_NOTEBOOK / cards_a_row / runs * size[0] / size[1]))
+    height = 260 + 150 * -(-charts // 2) + rows * (110 + round(_NOTEBOOK / cards_a_row / sides * size[0] / size[1]))
     style = f"width: 100%; height: min({height}px, 80vh); border: 0"
     return f'<iframe title="Grad-CAM" style="{style}" srcdoc="{html.escape(page(comparison))}"></iframe>'
 
@@ -92,7 +94,7 @@ def _page_data(comparison: Comparison) -> dict[str, Any]:
     groups = first.about.get("groups") or [""] * len(ids)
     number = _slice_count(comparison.runs)
     if len(pictured) < len(ids):
-        notes.append(f"Pictures are of {len(pictured)} of {len(ids)} samples, numbers are not of these alone.")
+        notes.append(f"Pictures are of {len(pictured)} of {len(ids)} samples.")
     samples = [
         {
             "title": f"{sample_name(ids[i])} {labels[i]}".strip(),
@@ -103,7 +105,7 @@ def _page_data(comparison: Comparison) -> dict[str, Any]:
         }
         for i, photo in zip(pictured, first.photos, strict=True)
     ]
-    rows = comparison.table()
+    places = iter(range(len(comparison.runs)))
     return {
         "by": comparison.by,
         "moments": comparison.moments[at].tolist(),
@@ -114,7 +116,10 @@ def _page_data(comparison: Comparison) -> dict[str, Any]:
         "colors": COLORMAPS,
         "against": AGAINST,
         "notes": notes,
-        "runs": [_run(run, at, pictured, [rows[t] for t in at], number) for run in comparison.runs],
+        "sides": [{"name": side.name, "runs": [next(places) for _ in side.runs]} for side in comparison.sides],
+        "curves": curves(comparison, at),
+        "bands": bands_in_words(comparison),
+        "runs": [_run(run, at, pictured, number) for run in comparison.runs],
     }
 
 
@@ -230,9 +235,7 @@ def _outlines(region: np.ndarray, record: Record, number: int) -> np.ndarray:
 
 
 @np.errstate(all="ignore")  # a map that is not finite is said to be so
-def _run(
-    run: Run, at: np.ndarray, pictured: Sequence[int], rows: Sequence[Mapping[str, float]], number: int
-) -> dict[str, Any]:
+def _run(run: Run, at: np.ndarray, pictured: Sequence[int], number: int) -> dict[str, Any]:
     shown = at[:, None], np.array(pictured)
     record, grid, maps = run.record, _grid(run), run.maps[shown]
     moments, n = maps.shape[:2]
@@ -244,10 +247,6 @@ def _run(
     cells = np.zeros(maps.shape, np.int8)
     cells[readable] = (maps[readable] / along_cells(unit[readable], maps[readable])).round()
     samples = run.samples[shown]
-
-    def over_samples(key: str) -> list[float | None]:
-        return _finite_or_none([row[f"{run.name}/{key}"] for row in rows])
-
     return {
         "name": run.name,
         "size": _plane(record),
@@ -259,18 +258,11 @@ def _run(
         "grid": [1, *grid] if len(grid) == 1 else list(maps.shape[2:]),
         "signed": bool(record.about.get("signed")),
         "maps": base64.b64encode(cells.tobytes()).decode(),
-        "unit": [_finite_or_none(row) for row in unit.tolist()],
+        "unit": [finite_or_none(row) for row in unit.tolist()],
         "asked": [[None if one < 0 else one for one in row] for row in samples["asked"].tolist()],
         "predicted": [[None if one < 0 else one for one in row] for row in samples["predicted"].tolist()],
-        "confidence": [_finite_or_none(row) for row in samples["confidence"].tolist()],
+        "confidence": [finite_or_none(row) for row in samples["confidence"].tolist()],
         "right": samples["right"].tolist(),
-        "drift": [_finite_or_none(row) for row in run.drift[shown].tolist()],
-        "agreement": [_finite_or_none(row) for row in run.agreement[shown].tolist()],
-        "drift_median": over_samples("drift"),
-        "mass": {key.removeprefix("mass_"): over_samples(key) for key in run.values if key.startswith("mass_")},
+        "drift": [finite_or_none(row) for row in run.drift[shown].tolist()],
+        "agreement": [finite_or_none(row) for row in run.agreement[shown].tolist()],
     }
-
-
-def _finite_or_none(values: Sequence[float]) -> list[float | None]:
-    """Four digits each, and ``None`` for what is no number."""
-    return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values]
