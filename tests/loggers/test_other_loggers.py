@@ -213,7 +213,7 @@ def test_trackio_keeps_files(monkeypatch):
     fit(named("TrackioLogger", package.init(project="p", name="run", auto_log_gpu=False)))
     package.finish()
     media = Path(package.utils.MEDIA_DIR, "p", "run")
-    assert len(list(media.rglob("*.jpg"))) == 2 * len(STEPS)
+    assert len(list(media.rglob("*.jpg"))) == 3 * len(STEPS)
     assert len(list(media.rglob("*.html"))) == 2
 
 
@@ -327,7 +327,7 @@ def test_a_logger_that_fails_keeps_nothing_from_the_others():
     assert [step for key, step, *_ in logger.images if "grid" in key] == STEPS
     assert logger.steps("gradcam/strength") == STEPS
     texts = [text for one in told if "OSError: quota" in (text := str(one.message))]
-    assert sum("a picture in epoch" in text for text in texts) == 2 * len(STEPS)
+    assert sum("a picture in epoch" in text for text in texts) == 3 * len(STEPS)
     assert sum("the page of the run in epoch" in text for text in texts) == 2
 
 
