@@ -12,6 +12,7 @@ let names = data.sides.map((side) => side.name);
 const runsASide = data.sides.map((side) => side.runs.length);
 let timer = null;
 let saving = null;
+let mean = null; // of the photos, once they are decoded
 
 function element(tag, options = {}, ...children) {
   const made = Object.assign(document.createElement(tag), options);
@@ -68,9 +69,8 @@ function maximum(run, t, i) {
 }
 
 /** One side of a map in the slice that is shown, at every cell; linear between the middles of a map's slices. */
-function sideOf(run, t, i, sign) {
-  const values = cells(run, t, i);
-  const [depth, h, w] = [1, ...run.grid].slice(-3);
+function sideOf(values, grid, sign) {
+  const [depth, h, w] = [1, ...grid].slice(-3);
   const z = Math.min(depth - 1, Math.max(0, ((slice() + 0.5) * depth) / slices - 0.5));
   const above = Math.floor(z), below = Math.min(depth - 1, above + 1);
   const at = (layer, cell) => Math.max(0, sign * values[layer * h * w + cell]);
@@ -78,10 +78,8 @@ function sideOf(run, t, i, sign) {
 }
 
 /** One side of a map, its values from 0 to 1 at every pixel, bilinear between the middles of its cells. */
-function spread(run, t, i, sign) {
-  const [h, w] = run.grid.slice(-2);
-  const values = sideOf(run, t, i, sign);
-  const scale = run.unit[t][i] / maximum(run, t, i);
+function spread(values, grid, scale) {
+  const [h, w] = grid.slice(-2);
   const result = new Float32Array(height * width);
   const at = (row, column) => values[row * w + column] * scale;
   for (let y = 0; y < height; y++) {
@@ -109,14 +107,12 @@ function color(table, value, channel) {
   return one + (two - one) * (position - below);
 }
 
-function paint(canvas, photo, run, t, i) {
-  const context = canvas.getContext("2d");
+/** Lay the sides of a map, each with its values at every pixel, over a photo. */
+function blend(context, photo, layers) {
   const picture = context.createImageData(width, height);
-  const drawn = strongest(run, t, i) > 0;
   const table = tables[$("colors").value];
   const against = data.against[$("colors").value];
   const opacity = Number($("strength").value);
-  const layers = drawn ? sides(run).map((sign) => [sign, spread(run, t, i, sign)]) : [];
   for (let pixel = 0; pixel < width * height; pixel++) {
     for (let channel = 0; channel < 3; channel++) {
       let ink = photo[pixel];
@@ -129,6 +125,14 @@ function paint(canvas, photo, run, t, i) {
     picture.data[4 * pixel + 3] = 255;
   }
   context.putImageData(picture, 0, 0);
+}
+
+function paint(canvas, photo, run, t, i) {
+  const context = canvas.getContext("2d");
+  const drawn = strongest(run, t, i) > 0;
+  const scale = run.unit[t][i] / maximum(run, t, i);
+  const layer = (sign) => [sign, spread(sideOf(cells(run, t, i), run.grid, sign), run.grid, scale)];
+  blend(context, photo, drawn ? sides(run).map(layer) : []);
   for (const boxes of run.regions) {
     const [x0, y0, x1, y1] = boxes[i].slice(4 * slice(), 4 * slice() + 4).map((edge, k) => (edge * (k % 2 ? height : width)) / run.size[k % 2 ? 0 : 1]);
     if (x1 <= x0 || y1 <= y0) continue;
@@ -139,16 +143,19 @@ function paint(canvas, photo, run, t, i) {
     }
   }
   if (!drawn) {
-    context.font = "13px system-ui, sans-serif";
-    context.textAlign = "center";
-    context.lineWidth = 3;
-    context.strokeStyle = "black";
-    context.fillStyle = "white";
     const side = sides(run)[0] < 0 ? "nothing against" : "map empty";
-    const note = known(run.unit[t][i]) ? side : "not finite";
-    context.strokeText(note, width / 2, height / 2);
-    context.fillText(note, width / 2, height / 2);
+    writeOver(context, known(run.unit[t][i]) ? side : "not finite");
   }
+}
+
+function writeOver(context, note) {
+  context.font = "13px system-ui, sans-serif";
+  context.textAlign = "center";
+  context.lineWidth = 3;
+  context.strokeStyle = "black";
+  context.fillStyle = "white";
+  context.strokeText(note, width / 2, height / 2);
+  context.fillText(note, width / 2, height / 2);
 }
 
 /** The grey values of each slice of a photo, which lie one above the other. */
@@ -167,17 +174,32 @@ async function greyOf(address) {
 
 // Cards: a sample each, with every run's map of it.
 
-const cards = data.samples.map((sample, i) => {
-  const head = element("p", { className: "head" }, element("span", { textContent: sample.title }), element("span"));
-  const runs = element("div", { className: "runs" });
+/** A card's row of canvases, one a side, each with room for words below. */
+function rowOfCanvases() {
+  const row = element("div", { className: "runs" });
   const places = data.sides.map(() => {
     const canvas = element("canvas", { width, height });
     canvas.setAttribute("role", "img");
-    const says = element("div");
-    runs.append(element("div", {}, canvas, says));
+    const says = element("div", { className: "says" });
+    row.append(element("div", {}, canvas, says));
     return { canvas, says };
   });
-  return { i, item: element("li", {}, head, runs), differs: head.lastChild, places };
+  return { row, places };
+}
+
+/** A run's name behind the dot of its place. */
+function dotted(place, run) {
+  const dot = element("span", { className: "dot" });
+  dot.style.background = RUN_COLORS[place % RUN_COLORS.length];
+  return element("span", {}, dot, nameOf(place, run));
+}
+
+const nameOf = (place, run) => ($("blind").checked ? names[order[place]] : run.name);
+
+const cards = data.samples.map((sample, i) => {
+  const head = element("p", { className: "head" }, element("span", { textContent: sample.title }), element("span"));
+  const { row, places } = rowOfCanvases();
+  return { i, item: element("li", { className: "card" }, head, row), differs: head.lastChild, places };
 });
 
 function agreement(t, i) {
@@ -221,11 +243,8 @@ function drawCards(t) {
     card.differs.textContent = known(agrees) ? `agree ${figure(agrees)}` : "";
     card.places.forEach(({ canvas, says }, place) => {
       const run = runOf(data.sides[order[place]]);
-      const name = $("blind").checked ? names[order[place]] : run.name;
       paint(canvas, photos[card.i][slice()], run, t, card.i);
       const right = run.right[t][card.i];
-      const dot = element("span", { className: "dot" });
-      dot.style.background = RUN_COLORS[place % RUN_COLORS.length];
       const verdict = right === 1 ? " ✓" : right === 0 ? " ✗" : "";
       const said = run.predicted[t][card.i];
       says.className = `says ${right === 1 ? "right" : right === 0 ? "wrong" : ""}`;
@@ -236,8 +255,8 @@ function drawCards(t) {
         const predicted = element("b", { textContent: `${data.classes[said] ?? said}${verdict}` });
         prediction.append(predicted, ` ${figure(run.confidence[t][card.i])}`);
       }
-      says.replaceChildren(element("span", {}, dot, name), prediction);
-      const what = [data.samples[card.i].title, name, prediction.textContent, data.slices[slice()].toLowerCase(), momentName(t)];
+      says.replaceChildren(dotted(place, run), prediction);
+      const what = [data.samples[card.i].title, nameOf(place, run), prediction.textContent, data.slices[slice()].toLowerCase(), momentName(t)];
       canvas.setAttribute("aria-label", `Map of ${what.filter(Boolean).join(", ")}`);
     });
   }
@@ -251,6 +270,7 @@ function draw() {
   $("slice").setAttribute("aria-valuetext", data.slices[slice()]);
   arrange();
   drawCharts(t);
+  drawPlaces(t);
   drawCards(t);
   keepState();
 }

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from lightning_gradcam.attribution.names import NO_LABEL, sample_name
 from lightning_gradcam.attribution.regions import cut_region, outline_boxes
 from lightning_gradcam.attribution.spatial import Size, along_cells, at_most, averaged
+from lightning_gradcam.metrics.positional import how_often
 from lightning_gradcam.picture.colormaps import AGAINST, COLORMAPS
 from lightning_gradcam.picture.encode import jpeg
 from lightning_gradcam.record.comparison import Comparison, Run
@@ -52,7 +53,7 @@ def write_page(comparison: Comparison, path: str | Path) -> Path:
 
 def page(comparison: Comparison) -> str:
     """The page as text, see :func:`write_page`."""
-    names = ("page.html", "page.js", "charts.js", "controls.js")
+    names = ("page.html", "page.js", "charts.js", "places.js", "controls.js")
     template, *scripts = ((_HERE / name).read_text(encoding="utf-8") for name in names)
     script = "\n".join(scripts)
     style = template.partition("<style>")[2].partition("</style>")[0]
@@ -73,6 +74,7 @@ def frame(comparison: Comparison) -> str:
     charts = 1 + len(comparison.runs[0].record.regions)
     rows = -(-len(comparison.runs[0].record.pictured) // cards_a_row)
     height = 260 + 150 * -(-charts // 2) + rows * (110 + round(_NOTEBOOK / cards_a_row / sides * size[0] / size[1]))
+    height += 80 + max(round(155 * size[0] / size[1]), 80)  # where maps lie
     style = f"width: 100%; height: min({height}px, 80vh); border: 0"
     return f'<iframe title="Grad-CAM" style="{style}" srcdoc="{html.escape(page(comparison))}"></iframe>'
 
@@ -265,4 +267,24 @@ def _run(run: Run, at: np.ndarray, pictured: Sequence[int], number: int) -> dict
         "right": samples["right"].tolist(),
         "drift": [finite_or_none(row) for row in run.drift[shown].tolist()],
         "agreement": [finite_or_none(row) for row in run.agreement[shown].tolist()],
+        "places": _places(run, at),
+    }
+
+
+def _places(run: Run, at: np.ndarray) -> dict[str, Any]:
+    """How often each cell is among the strongest of all samples' maps at these moments, a byte a cell, and how many.
+
+    The largest share is as the run has logged it, if it has, and so is what chance gives.
+    """
+    found = [how_often(run.maps[t]) for t in at]
+    cells = averaged(np.nan_to_num(np.stack(found)), _grid(run))
+    if cells.ndim == 4:
+        cells = np.moveaxis(cells, 1 + _across(run.record), 1)
+    logged = [run.record.numbers[run.at[t]] for t in at]
+    key = f"{run.layer}/positional_bias"
+    shares = [numbers.get(key, float(one.max())) for numbers, one in zip(logged, found, strict=True)]
+    return {
+        "cells": base64.b64encode((255 * cells).round().astype(np.uint8).tobytes()).decode(),
+        "share": finite_or_none(shares),
+        "chance": finite_or_none([numbers.get(f"{key}_chance", np.nan) for numbers in logged]),
     }

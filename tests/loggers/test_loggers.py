@@ -187,7 +187,7 @@ def test_wandb_has_one_row_an_epoch_with_picture_and_numbers(beside):
     if beside != "without validation":
         assert all("val_loss" in row for row in grids[1:])
     files = sorted(Path("wandb").glob("offline-run-*/files/media/images/gradcam/*.jpg"))
-    assert len(files) == 3 * len(STEPS)  # grid and filmstrip
+    assert len(files) == 3 * len(STEPS)  # grid, filmstrip and places
     for path in files:
         with Image.open(path) as picture:
             assert picture.format == "JPEG"

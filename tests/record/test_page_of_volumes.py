@@ -173,7 +173,7 @@ def test_the_slice_moves_by_slider_and_by_keyboard_and_the_epoch_keeps_it(volume
     assert text(browser, "#where") == "Slice [7, :, :]"
     fourth = canvases(browser)
     assert fourth[1] != third[1]
-    label = "return document.querySelector('canvas').getAttribute('aria-label')"
+    label = "return document.querySelector('#cards canvas').getAttribute('aria-label')"
     assert browser.execute_script(label) == "Map of #0 a, weak, a ✓ 0.50, slice [7, :, :], epoch 1"
     body.send_keys(Keys.ARROW_UP)  # there is no other
     assert text(browser, "#where") == "Slice [7, :, :]"
@@ -253,7 +253,7 @@ def test_clips_have_frames_and_signals_and_images_no_other_slider(opened):
         before = canvases(browser)
         browser.find_element("css selector", "body").send_keys("\ue013")  # up
         assert canvases(browser) == before
-        label = browser.find_element("css selector", "canvas").get_attribute("aria-label")
+        label = browser.find_element("css selector", "#cards canvas").get_attribute("aria-label")
         assert not re.search("slice|frame|, ,", label)
 
 

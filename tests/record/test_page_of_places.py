@@ -1,0 +1,75 @@
+"""The page's card of places: where maps lie whatever the picture."""
+
+import base64
+
+import numpy as np
+from records import BOTH, LEFT, RIGHT, data_of, text, write, write_maps
+
+from lightning_gradcam import Record, compare
+from lightning_gradcam.record.page import page
+from lightning_gradcam.record.record import Writer, sample_rows
+
+CARD = "#places .runs > div:nth-child({})"
+
+
+def cells_of(run):
+    return np.frombuffer(base64.b64decode(run["places"]["cells"]), np.uint8).reshape(-1, *run["grid"])
+
+
+def spots(*cells):
+    """Maps of 4 x 4 cells with one positive cell each."""
+    maps = np.zeros((len(cells), 4, 4), np.float32)
+    for one, cell in zip(maps, cells, strict=True):
+        one[cell] = 1
+    return maps
+
+
+def test_the_data_is_the_share_of_all_samples_whoever_is_used():
+    maps = np.stack([spots((0, 0), (0, 0), (3, 3), (2, 2)), spots((1, 3), (1, 3), (1, 3), (1, 3))])
+    write_maps("run", maps, np.zeros((4, 16, 16), np.uint8))
+    (run,) = data_of(page(compare("run")))["runs"]
+    assert run["places"]["share"] == [0.5, 1]
+    assert run["places"]["chance"] == [None, None]  # the run is older than the number
+    first, second = cells_of(run)
+    assert (first[0, 0], first[3, 3], first[1, 1]) == (128, 64, 0)
+    assert second[1, 3] == second.sum() == 255
+
+
+def test_what_the_run_logged_is_shown_beside_what_chance_gives():
+    folder = write_maps("run", spots((0, 0), (0, 0))[None], np.zeros((2, 16, 16), np.uint8))
+    before = Record.open(folder)
+    writer = Writer(folder.with_name("other"), before.about, before.photos, {})
+    rows = sample_rows(np.zeros(2), None, None, None, None)
+    numbers = {"gradcam/positional_bias": 0.75, "gradcam/positional_bias_chance": 0.5}
+    writer.write(0, 1, {"gradcam": before.maps["gradcam"][0]}, rows, numbers)
+    (run,) = data_of(page(compare(writer.folder)))["runs"]
+    assert (run["places"]["share"], run["places"]["chance"]) == ([0.75], [0.5])
+
+
+def test_slices_of_volumes_have_places_of_their_own():
+    maps = np.zeros((1, 2, 3, 4, 4), np.float32)
+    maps[..., 2, 1, 0] = 1
+    write_maps("run", maps, np.zeros((2, 6, 8, 8), np.uint8))
+    (run,) = data_of(page(compare("run")))["runs"]
+    assert run["grid"] == [3, 4, 4]
+    assert cells_of(run)[0, 2, 1, 0] == cells_of(run).sum() == 255
+
+
+def test_the_card_follows_the_moment_and_tells_the_share(opened):
+    write("one", [[BOTH, RIGHT], [LEFT, LEFT], [-BOTH, -BOTH]])
+    write("two", [[LEFT, RIGHT], [LEFT, RIGHT], [RIGHT, RIGHT]])
+    browser = opened("one", "two")
+    drawn = {}
+    for moment, (one, two) in enumerate([("0.50", "0.50"), ("1.00", "0.50"), ("–", "1.00")]):
+        browser.execute_script(f"moveTo({moment})")
+        assert text(browser, CARD.format(1)) == f"one\nat most {one}"
+        assert text(browser, CARD.format(2)) == f"two\nat most {two}"
+        drawn[moment] = browser.execute_script(
+            "return [...document.querySelectorAll('#places canvas')].map(one => one.toDataURL())"
+        )
+    assert drawn[0][1] == drawn[1][1] != drawn[2][1]
+    assert drawn[2][0] not in (drawn[0][0], drawn[1][0])  # "no map"
+    browser.execute_script("document.getElementById('blind').click()")
+    assert {text(browser, CARD.format(place)).split("\n")[0] for place in (1, 2)} == {"A", "B"}
+    label = browser.find_element("css selector", "#places canvas").get_attribute("aria-label")
+    assert label.startswith("Share of maps with each cell in their strongest tenth, A, at most ")
