@@ -101,12 +101,13 @@ class GradCAMCallback(Callback):
     ``failures``              how many observations of the run have failed so far; logged when one does
     ========================= =========================================================================== ============
 
-    Where the batch has groups, all keys over samples are logged for each group too: ``gradcam/drift/<group>``.
-    Drift below ``drift_floor`` is noise, and drift near ``drift_chance`` is a gaze that has gone elsewhere. Samples
-    with an empty map, or without a region, are left out of a key; those without a label out of all, where labels are
-    asked for; with ``target="predicted"`` also those whose
-    prediction changed, which ``prediction_flips`` counts. ``strength`` and ``concentration`` rise whatever a run
-    learns; ``docs/reading.md`` says what each number tells and what it does not.
+    Where the batch has groups, all keys over samples are logged for each group too: ``gradcam/drift/<group>``. Drift
+    below ``drift_floor`` is noise, and drift near ``drift_chance`` is a gaze that has gone elsewhere, unless that is
+    near the floor itself: then all samples have nearly the same map. Samples with an empty map, or without a region,
+    are left out of a key; those without a label out of all, where labels are asked for; with ``target="predicted"``
+    also those whose prediction changed, which ``prediction_flips`` counts. Where ``positional_bias`` exceeds chance
+    and 0.7, the log says once where. ``strength`` and ``concentration`` rise whatever a run learns;
+    ``docs/reading.md`` says what each number tells and what it does not.
 
     Pictures go to every logger of the trainer that takes some: those for TensorBoard, W&B, MLflow, Comet, LitLogger and
     Trackio, and any with a method ``log_image(key, images, step)``. Where there is none, they go to JPEG files in
@@ -164,7 +165,8 @@ class GradCAMCallback(Callback):
             maps of them for each layer. What cannot be known is left out, which the log says, and a check that fails
             is a warning. The record has these numbers at its last observation; for monitors they come too late.
         record: Whether to keep maps and numbers on disk, for :class:`Record` and the command ``lightning-gradcam``:
-            in ``<prefix>/`` in the run's folder, or in the folder that is named. About 5 KB an observation.
+            in ``<prefix>/`` in the run's folder, or in the folder that is named. About 5 KB an observation of 16
+            samples.
         prefix: What every key starts with.
         on_error: What to do when an observation fails once the set-up is proven: ``"warn"`` says so, counts it in
             ``failures``, goes on, and gives up after three in a row; ``"raise"`` ends the run. Where the model is

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_gradcam.metrics.numbers import aggregate
+from lightning_gradcam.metrics.numbers import aggregate, is_mean
 from lightning_gradcam.metrics.paired import FEWEST_RUNS, deal_p, holm, mean_interval, sign_flip_p
 
 
@@ -38,8 +38,9 @@ class Difference:
     def __str__(self) -> str:
         sides = ", ".join(f"{name} {_figure(value)}" for name, value in zip(self.runs, self.values, strict=True))
         interval = "" if self.interval is None else ", 95 % interval {} to {}".format(*map(_figure, self.interval))
+        mean = "mean " * (not is_mean(self.number))  # of medians the difference is another one
         return (
-            f"{self.number}: {sides}; difference {_figure(self.mean)} on {self.agreeing} of {self.n} samples "
+            f"{self.number}: {sides}; {mean}difference {_figure(self.mean)} on {self.agreeing} of {self.n} samples "
             f"(sign-flip p = {self.p:.2g}{interval})."
         )
 
