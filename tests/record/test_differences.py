@@ -36,7 +36,7 @@ def test_the_lines():
     assert text.splitlines()[-7:] == [
         "At the last moment:",
         "concentration: weak 0.50, strong 0.00; mean difference 0.50 on 4 of 4 samples (sign-flip p = 0.12).",
-        "strength: weak 2.00, strong 4.00; difference -2.00 on 4 of 4 samples (sign-flip p = 0.12).",
+        "strength: weak 2.00, strong 4.00; mean difference -2.00 on 4 of 4 samples (sign-flip p = 0.12).",
         "mass_left: weak 1.00, strong 0.50; difference 0.50 on 4 of 4 samples (sign-flip p = 0.12).",
         "lift_left: weak 2.00, strong 1.00; difference 1.00 on 4 of 4 samples (sign-flip p = 0.12).",
         "4 numbers are compared; p adjusted for that (Holm): concentration 0.5, strength 0.5, mass_left 0.5, "
