@@ -15,7 +15,7 @@ import numpy as np
 
 from lightning_gradcam import Record, compare
 from lightning_gradcam.record.page import write_page
-from lightning_gradcam.record.record import Writer, sample_rows
+from lightning_gradcam.record.writer import Writer, sample_rows
 
 SAMPLES = 16
 

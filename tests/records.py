@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_gradcam.record.record import Writer, sample_rows
+from lightning_gradcam.record.writer import Writer, sample_rows
 
 LEFT, RIGHT, BOTH = (np.array(cells, np.float32) for cells in ([[1, -9], [1, -9]], [[0, 2], [0, 2]], [[1, 1], [1, 1]]))
 IDENTITY = {"identity": "same", "pixels": "p", "length": 9}

@@ -34,7 +34,8 @@ from lightning_gradcam.picture.filmstrip import Filmstrip
 from lightning_gradcam.picture.text import printable
 from lightning_gradcam.record.compare import compare
 from lightning_gradcam.record.page import page
-from lightning_gradcam.record.record import Record, Writer
+from lightning_gradcam.record.record import Record
+from lightning_gradcam.record.writer import Writer
 from lightning_gradcam.run.failures import left_out, warn
 from lightning_gradcam.run.history import History
 from lightning_gradcam.run.pictures import Look, sample_pictures

@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from lightning_gradcam.attribution.methods import METHODS, SIGNED_METHODS
-from lightning_gradcam.record.record import Writer, is_record, sample_rows
+from lightning_gradcam.record.record import is_record
+from lightning_gradcam.record.writer import Writer, sample_rows
 from lightning_gradcam.run.failures import warn
 from lightning_gradcam.run.pictures import Look
 from lightning_gradcam.run.probe import Probe, describe_samples

@@ -13,7 +13,7 @@ from tiny import HOSTILE, canvases, wait_for
 from lightning_gradcam import compare
 from lightning_gradcam.picture.colormaps import AGAINST
 from lightning_gradcam.record.page import page, write_page
-from lightning_gradcam.record.record import Writer, sample_rows
+from lightning_gradcam.record.writer import Writer, sample_rows
 
 
 def test_maps_come_back_from_the_page_within_a_127th_of_their_maximum():

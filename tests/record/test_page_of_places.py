@@ -7,7 +7,7 @@ from records import BOTH, LEFT, RIGHT, data_of, text, write, write_maps
 
 from lightning_gradcam import Record, compare
 from lightning_gradcam.record.page import page
-from lightning_gradcam.record.record import Writer, sample_rows
+from lightning_gradcam.record.writer import Writer, sample_rows
 
 CARD = "#places .runs > div:nth-child({})"
 

@@ -10,7 +10,7 @@ from tiny import canvases, wait_for
 
 from lightning_gradcam import compare
 from lightning_gradcam.record.page import page
-from lightning_gradcam.record.record import Writer, sample_rows
+from lightning_gradcam.record.writer import Writer, sample_rows
 
 RUN = "#cards > li:first-child .says > span:first-child"
 

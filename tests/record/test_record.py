@@ -14,7 +14,7 @@ from records import about, write_maps, written
 from tiny import environment
 
 from lightning_gradcam import Batch, Record
-from lightning_gradcam.record.record import sample_rows
+from lightning_gradcam.record.writer import sample_rows
 from lightning_gradcam.run.recording import open_record
 from lightning_gradcam.run.samples import Fingerprint
 

@@ -9,7 +9,7 @@ from tiny import Images, Recorder, TinyModule, events, loader, trainer
 
 from lightning_gradcam import Drift, GradCAMCallback, Record
 from lightning_gradcam.metrics.drift import agreement
-from lightning_gradcam.record.record import Writer, sample_rows
+from lightning_gradcam.record.writer import Writer, sample_rows
 from lightning_gradcam.run.reference import ReferenceRun
 
 
