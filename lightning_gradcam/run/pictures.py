@@ -133,13 +133,13 @@ def _positional_picture(look: Look, prefix: str) -> Image:
     probe, display, numbers = look.probe, look.probe.settings.display, look.measured.numbers
     places = look.measured.places[prefix].nan_to_num(0)[None]
     largest, chance = (f"{numbers[f'{prefix}/positional_bias{end}']:.2f}" for end in ("", "_chance"))
-    caption = Caption(("largest share", largest), ("by chance", chance), None, notes(places)[0])
+    caption = Caption(("largest share of maps", largest), ("by chance", chance), None, notes(places)[0])
     return grid(
         probe.mean_photo,
         places,
         [caption],
         {},
-        f"{look.when} · 0 to 1: share of maps with a cell in their strongest tenth · {probe.layers[prefix]}",
+        f"{look.when} · share, 0 to 1 · {probe.layers[prefix]}",
         peak=torch.ones(1),
         scale="run",
         tile=2 * display.tile,
