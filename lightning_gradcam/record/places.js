@@ -19,7 +19,7 @@ function drawPlaces(t) {
     blend(context, mean[slice()], [[1, spread(values, run.grid, 1 / 255)]]); // one colour is one share everywhere
     if (!known(share[t])) writeOver(context, "no map");
     const most = element("b", { textContent: figure(share[t]) });
-    const words = element("span", {}, "at most ", most, known(chance[t]) ? `, by chance ${figure(chance[t])}` : "");
+    const words = element("span", {}, "at most ", most, known(chance[t]) ? `, chance ${figure(chance[t])}` : "");
     says.replaceChildren(dotted(place, run), words);
     const what = [nameOf(place, run), words.textContent, data.slices[slice()].toLowerCase(), momentName(t)];
     canvas.setAttribute("aria-label", `Share of maps with each cell in their strongest tenth, ${what.filter(Boolean).join(", ")}`);
