@@ -272,9 +272,9 @@ def _run(run: Run, at: np.ndarray, pictured: Sequence[int], number: int) -> dict
 
 
 def _places(run: Run, at: np.ndarray) -> dict[str, Any]:
-    """How often each cell is among the strongest of all samples' maps at these moments, a byte a cell, and how many.
+    """How often each cell is among the strongest of all samples' maps at these moments, a byte a cell, and at most.
 
-    The largest share is as the run has logged it, if it has, and so is what chance gives.
+    What chance gives is as the run has logged it, where it has logged the same share: not where samples do not count.
     """
     found = [how_often(run.maps[t]) for t in at]
     cells = averaged(np.nan_to_num(np.stack(found)), _grid(run))
@@ -282,9 +282,13 @@ def _places(run: Run, at: np.ndarray) -> dict[str, Any]:
         cells = np.moveaxis(cells, 1 + _across(run.record), 1)
     logged = [run.record.numbers[run.at[t]] for t in at]
     key = f"{run.layer}/positional_bias"
-    shares = [numbers.get(key, float(one.max())) for numbers, one in zip(logged, found, strict=True)]
+    shares = [float(one.max()) for one in found]
+    chances = [
+        numbers.get(f"{key}_chance", np.nan) if abs(numbers.get(key, np.nan) - share) < 1e-3 else np.nan
+        for numbers, share in zip(logged, shares, strict=True)
+    ]
     return {
         "cells": base64.b64encode((255 * cells).round().astype(np.uint8).tobytes()).decode(),
         "share": finite_or_none(shares),
-        "chance": finite_or_none([numbers.get(f"{key}_chance", np.nan) for numbers in logged]),
+        "chance": finite_or_none(chances),
     }

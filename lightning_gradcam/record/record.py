@@ -163,7 +163,7 @@ def _check_shapes(record: Record) -> None:
         raise ValueError(f"`size` must be one to three whole numbers above 0, got {list(size)}")
     grids = {(*maps.shape[1:2], maps.ndim, maps.dtype) for maps in record.maps.values()}
     fits = {
-        "pictured": record.pictured.ndim == 1 and all(0 <= one < n for one in record.pictured.tolist()),
+        "pictured": all(one in range(n) for one in record.about.get("pictured", ())),
         "photos": record.photos.dtype == np.uint8 and record.photos.shape == (len(record.pictured), *photo_size(size)),
         "maps": grids == {(n, d + 2, np.dtype(np.float32))} and all(maps.size for maps in record.maps.values()),
         "samples": record.samples.dtype == SAMPLE and record.samples.shape[1:] == (n,),

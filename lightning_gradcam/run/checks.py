@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -71,6 +72,7 @@ class Checker:
         attribute: ``(model, at_once, probe, batch)`` to the maps.
         shared: The ids of the model's parameters, of which the stand-in has doubles or, of some classes, itself.
         is_sharded: Whether each process holds a part of them.
+        left_out: ``what -> context`` in which a failure of one check keeps nothing from the others.
     """
 
     probe: Probe
@@ -81,6 +83,7 @@ class Checker:
     attribute: Callable[..., Attribution]
     shared: Collection[int]
     is_sharded: bool
+    left_out: Callable[[str], AbstractContextManager[None]]
 
     def check(self) -> Checks:
         """Check the maps of every layer."""
@@ -88,18 +91,23 @@ class Checker:
         maps = {prefix: self.seen.maps[name] for prefix, name in self.probe.layers.items()}
         checks = Checks(maps, {prefix: {} for prefix in maps}, [])
         for prefix, name in self.probe.layers.items():
-            try:
-                drift = 1 - similarity(maps[prefix], self.look(partial(fixed._redrawn_maps, layer=name)))
-                if bool(drift.isnan().all()):
-                    raise _LeftOutError("no map has a positive cell both with the weights as they are and with others")
-                checks.values[prefix]["randomization_drift"] = drift
-            except _LeftOutError as error:
-                checks.notes.append(f"leaves `randomization_drift` of `{name}` out: {error}")
-            try:
-                checks.values[prefix].update(fixed._areas(maps[prefix]))
-            except _LeftOutError as error:
-                checks.notes.append(f"leaves `insertion` and `deletion` out: {error}")
+            for what, values in (
+                (f"`randomization_drift` of `{name}`", partial(fixed._randomization_drift, maps[prefix], name)),
+                (f"`insertion` and `deletion` of `{name}`", partial(fixed._areas, maps[prefix])),
+            ):
+                with self.left_out(f"the check of {what}"):
+                    try:
+                        checks.values[prefix].update(values())
+                    except _LeftOutError as error:
+                        checks.notes.append(f"leaves {what} out: {error}")
         return checks
+
+    def _randomization_drift(self, maps: Tensor, layer: str) -> dict[str, Tensor]:
+        """How far the maps move."""
+        drift = 1 - similarity(maps, self.look(partial(self._redrawn_maps, layer=layer)))
+        if bool(drift.isnan().all()):
+            raise _LeftOutError("no map has a positive cell both with the weights as they are and with others")
+        return {"randomization_drift": drift}
 
     def _with_fixed_classes(self) -> Checker:
         """The same that asks for the classes predicted now, also where another model would predict others."""
@@ -133,6 +141,8 @@ class Checker:
             )
         if self.seen.prediction is None or not reads_logits(self.probe.question.target):
             raise _LeftOutError("the target gives no probability of a class")
+        if not bool((maps > 0).any()):
+            raise _LeftOutError("no map has a positive cell, and so none an order of pixels")
         generator = torch.Generator().manual_seed(_SEED)
         noise = torch.rand(maps.shape, generator=generator, dtype=torch.float32, device="cpu")
         found = {}

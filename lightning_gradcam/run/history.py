@@ -47,6 +47,7 @@ class Track:
         spacing: A power of two, so that there are at most twice :data:`COLUMNS` frames and one.
         count: The number of observations.
         calm: In how many observations in a row the drift has not exceeded the limit of the alert and the noise floor.
+        epoch: That of the last observation.
     """
 
     reference: Tensor
@@ -58,6 +59,7 @@ class Track:
     spacing: int = 1
     count: int = 0
     calm: int = 0
+    epoch: int | None = None
 
     @classmethod
     def start(cls, maps: Tensor) -> Track:
@@ -103,7 +105,7 @@ class Track:
             new = usable & (moment.epoch == reference) & moment.complete
         self.reference = torch.where(along_cells(new, maps), maps, self.reference)
         self.reference_question = torch.where(new, question, self.reference_question)
-        self.previous, self.previous_question = maps, question
+        self.previous, self.previous_question, self.epoch = maps, question, moment.epoch
         self.peak = torch.maximum(self.peak, torch.where(usable, maps.relu().amax(cell_axes(maps)), 0))
         self._thin_frames(frame)
 
@@ -188,7 +190,7 @@ class History:
     @property
     def last_epoch(self) -> int | None:
         """The epoch of the last observation; ``None`` before there is one."""
-        return max((track.frames[-1].epoch for track in self.tracks.values() if track.frames), default=None)
+        return max((track.epoch for track in self.tracks.values() if track.epoch is not None), default=None)
 
     def peak(self, prefix: str) -> Tensor | None:
         """The largest value ``(n,)`` of each sample's maps of a layer so far; ``None`` before there is one."""
@@ -204,6 +206,7 @@ class History:
         groups: Sequence[str] = (),
         target_classes: Tensor | None = None,
         counted: Sequence[int] | None = None,
+        samples: Sequence[int] | None = None,
     ) -> Measurement:
         """Measure an observation against the run so far, and change nothing.
 
@@ -216,7 +219,9 @@ class History:
             groups: The name of each sample's group; may be empty.
             target_classes: ``(n,)``, the class that each map is of; ``None`` where it is always the same question.
             counted: The positions of the samples that numbers are taken over; ``None``: all.
+            samples: Which sample each map is of, ``(n,)``; ``None``: each of another one.
         """
+        samples = range(len(next(iter(maps.values())))) if samples is None else samples
         parts = by_group(groups, len(next(iter(maps.values()))), counted)
         measured = Measurement({}, {}, {}, {}, {})
         for prefix, signed in maps.items():
@@ -234,10 +239,11 @@ class History:
             for suffix, members in parts.items():
                 chosen = {key: value[members] for key, value in values.items()}
                 chosen["drift_chance"] = measures.chance(signed[members])
-                places = how_often(signed[members])
+                of = [samples[i] for i in members]
+                places = how_often(signed[members], of)
                 found = aggregate(chosen) | {
                     "positional_bias": float(places.max()),
-                    "positional_bias_chance": positional_bias_chance(signed[members]),
+                    "positional_bias_chance": positional_bias_chance(signed[members], of),
                 }
                 measured.numbers.update({f"{prefix}/{key}{suffix}": one for key, one in found.items()})
                 measured.places.setdefault(prefix, places)  # of all, which come first

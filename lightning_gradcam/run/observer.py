@@ -20,7 +20,7 @@ from lightning_gradcam.attribution.prediction import Prediction, Words
 from lightning_gradcam.attribution.question import Question
 from lightning_gradcam.attribution.spatial import in_words
 from lightning_gradcam.run.checks import Checker, Checks
-from lightning_gradcam.run.failures import OtherProcessError
+from lightning_gradcam.run.failures import OtherProcessError, left_out
 from lightning_gradcam.run.probe import Probe
 from lightning_gradcam.run.settings import Settings
 from lightning_gradcam.run.setup import prepare
@@ -101,7 +101,10 @@ class Observer:
 
     def look(self, probe: Probe) -> Seen:
         """Capture the maps of the batch and, for the noise floor, those of its images shifted by one pixel."""
+        is_first = not self.layouts
         parts = [self._look_at(probe, part) for part in probe.batch.parts(probe.at_once)]
+        if is_first and len(parts) > 1:
+            self._tell_if_chunks_matter(probe, parts[0][0])
         seen, other = parts[0] if len(parts) == 1 else map(joined_parts, zip(*parts, strict=True))
         return Seen(
             {prefix: seen.maps[name] for prefix, name in probe.layers.items()},
@@ -161,7 +164,25 @@ class Observer:
             self._attribute,
             set(map(id, self._pl_module.parameters())),
             is_sharded(self._trainer),
+            partial(left_out, self._trainer, raises=self._settings.on_error == "raise" or is_sharded(self._trainer)),
         ).check()
+
+    def _tell_if_chunks_matter(self, probe: Probe, seen: Attribution) -> None:
+        """Warn where a sample's map depends on which others run with it: the first chunk is run in another size."""
+        chunk = len(seen.scores)
+        few = probe.batch.part(slice(chunk // 2 if chunk > 1 else 2))
+        try:
+            other = self._capture(probe, self._on_device(few))
+        except Exception:
+            if is_sharded(self._trainer):
+                raise
+            return  # it counts on so many samples
+        rows = slice(min(chunk, len(few.images)) * seen.k)
+        if not _alike(rows_of(seen, rows), rows_of(other, rows)):
+            rank_zero_warn(
+                f"GradCAMCallback: the map of a sample depends on which others run with it, here {chunk} at a time. "
+                "Compare numbers only with those of runs whose validation loader has the same batch size."
+            )
 
     def _run(self, forward_fn: Callable[[Any, Batch], Any], model: nn.Module, batch: Batch) -> Any:
         """Run a stand-in as the user's steps would run the module; :func:`in_forward` tells what it raises."""

@@ -26,9 +26,8 @@ from lightning_gradcam.loggers.destinations import (
     write_samples,
     write_table,
 )
-from lightning_gradcam.metrics.drift import distribution
 from lightning_gradcam.metrics.evidence import explain_empty_maps
-from lightning_gradcam.metrics.positional import LIMIT, place_in_words
+from lightning_gradcam.metrics.positional import FEWEST_TO_TELL, LIMIT, number_of_samples, place_in_words
 from lightning_gradcam.picture.encode import Picture
 from lightning_gradcam.picture.filmstrip import Filmstrip
 from lightning_gradcam.picture.text import printable
@@ -194,14 +193,15 @@ class Outlets:
 
 def _positional_bias_in_words(look: Look, prefix: str) -> str:
     """Where maps lie whatever the picture, if they do more than chance would let them."""
-    numbers, places, counted = look.measured.numbers, look.measured.places[prefix], look.probe.counted
+    numbers, places, probe = look.measured.numbers, look.measured.places[prefix], look.probe
     share, chance = (numbers[f"{prefix}/positional_bias{end}"] for end in ("", "_chance"))
-    if not share > max(chance, LIMIT):
+    maps, samples = look.seen.maps[prefix], probe.samples_of_rows
+    counted = range(len(maps)) if probe.counted is None else probe.counted
+    number = number_of_samples(maps[list(counted)], [samples[i] for i in counted])
+    if not share > max(chance + 1e-6, LIMIT) or number < FEWEST_TO_TELL:
         return ""
-    maps = look.seen.maps[prefix]
-    readable = int(distribution(maps if counted is None else maps[counted]).isfinite().flatten(1).all(1).sum())
     return (
-        f"the maps of `{look.probe.layers[prefix]}` lie at one place: {round(share * readable)} of {readable} "
+        f"the maps of `{probe.layers[prefix]}` lie at one place: {round(share * number)} of {number} samples "
         f"({share:.2f}, by chance {chance:.2f}) have the cell {place_in_words(places)}, among their strongest tenth. "
         f"Objects that are always in the middle do this too; `{prefix}/positional_bias_map` shows where."
     )

@@ -74,6 +74,13 @@ class Probe:
         return [sample * k + score for sample in self.pictured for score in range(k)]
 
     @property
+    def samples_of_rows(self) -> list[int]:
+        """Which sample each row is of: the position of the first one with its id."""
+        ids = list(self.batch.ids)
+        firsts = {name: place for place, name in reversed(list(enumerate(ids)))}
+        return [firsts[name] for name in ids for _ in range(self.k or 1)]
+
+    @property
     def filmed_rows(self) -> list[int]:
         """The rows of the filmstrip."""
         return self.pictured_rows[:ROWS]

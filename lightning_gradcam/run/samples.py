@@ -99,7 +99,11 @@ def as_pictures(pictures: Any) -> int | list[int]:
     """
     pictures = as_list(pictures)
     if isinstance(pictures, list):
-        return _checked_indices(pictures, "pictures", "positions in the fixed batch")
+        positions = _checked_indices(pictures, "pictures", "positions in the fixed batch")
+        twice = sorted({one for one in positions if positions.count(one) > 1})
+        if twice:
+            raise ValueError(f"`pictures` must name each position once, got {twice} several times")
+        return positions
     if not isinstance(pictures, Integral) or isinstance(pictures, bool):
         raise TypeError(f"`pictures` must be a number or positions in the fixed batch, got {type(pictures).__name__}")
     if pictures < 1:

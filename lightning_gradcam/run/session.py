@@ -243,6 +243,7 @@ class Session:
                 probe.rows.groups,
                 seen.target_classes,
                 probe.counted,
+                probe.samples_of_rows,
             )
             floors = [f"{prefix}/drift_floor" in measured.numbers for prefix in seen.maps]
             if seen.shifted and not all(floors):

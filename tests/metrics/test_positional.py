@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_gradcam.metrics.positional import how_often, place_in_words, positional_bias, positional_bias_chance
+from lightning_gradcam.metrics.positional import (
+    how_often,
+    number_of_samples,
+    place_in_words,
+    positional_bias,
+    positional_bias_chance,
+)
 
 
 def spots(places, grid=(4, 5)):
@@ -96,3 +102,37 @@ def test_a_place_in_words(grid, cell, words):
     places = np.zeros(grid)
     places[cell] = 0.5
     assert place_in_words(places) == place_in_words(torch.from_numpy(places)) == words
+
+
+def test_cells_that_are_tied_for_the_last_places_do_not_count_and_maps_of_nothing_else_are_left_out():
+    """Of 20 cells two are a tenth: of the background's equal cells none is stronger than another."""
+    maps = np.ones((4, 4, 5), np.float32)
+    for one, cell in zip(maps, [(0, 0), (3, 3), (3, 3), None], strict=True):
+        if cell is not None:
+            one[cell] = 2
+    expected = np.zeros((4, 5))
+    expected[0, 0], expected[3, 3] = 1 / 3, 2 / 3
+    for one in (maps, torch.from_numpy(maps), torch.from_numpy(maps).bfloat16()):
+        np.testing.assert_allclose(np.asarray(how_often(one)), expected, rtol=1e-6)
+        assert number_of_samples(one) == 3
+    assert math.isnan(positional_bias(maps[3:]))
+    assert math.isnan(positional_bias_chance(maps[3:]))
+    noise = maps[3:] + 1e-7 * np.random.default_rng(0).random((1, 4, 5), np.float32)  # of rounding
+    assert math.isnan(positional_bias(noise))
+    whole = np.random.default_rng(0).integers(0, 3, (50, 16, 8, 8)).astype(np.float32)
+    for one in whole:
+        assert positional_bias(one) == pytest.approx(positional_bias(torch.from_numpy(one)), nan_ok=True)
+
+
+def test_several_maps_of_a_sample_are_one_of_them():
+    """Sample 0 has three maps at one place, sample 1 one there and two elsewhere: 1 and a third, of two samples."""
+    maps, samples = spots([(0, 0), (0, 0), (0, 0), (0, 0), (3, 3), (2, 1)]), [0, 0, 0, 1, 1, 1]
+    assert positional_bias(maps, samples) == pytest.approx((1 + 1 / 3) / 2)
+    assert number_of_samples(maps, samples) == 2
+    one = spots([(0, 0)] * 9)
+    assert positional_bias(one, [5] * 9) == positional_bias_chance(one, [5] * 9) == 1
+    assert positional_bias_chance(one) < 0.6
+    some = np.random.default_rng(1).normal(size=(12, 6, 6)).astype(np.float32)
+    twice, of = np.repeat(some, 2, 0), np.repeat(np.arange(12), 2)
+    assert positional_bias(twice, of) == pytest.approx(positional_bias(some))
+    assert positional_bias_chance(twice, of) == pytest.approx(positional_bias_chance(some))

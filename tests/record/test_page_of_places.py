@@ -3,7 +3,7 @@
 import base64
 
 import numpy as np
-from records import BOTH, LEFT, RIGHT, data_of, text, write, write_maps
+from records import data_of, text, write, write_maps
 
 from lightning_gradcam import Record, compare
 from lightning_gradcam.record.page import page
@@ -40,10 +40,12 @@ def test_what_the_run_logged_is_shown_beside_what_chance_gives():
     before = Record.open(folder)
     writer = Writer(folder.with_name("other"), before.about, before.photos, {})
     rows = sample_rows(np.zeros(2), None, None, None, None)
-    numbers = {"gradcam/positional_bias": 0.75, "gradcam/positional_bias_chance": 0.5}
-    writer.write(0, 1, {"gradcam": before.maps["gradcam"][0]}, rows, numbers)
-    (run,) = data_of(page(compare(writer.folder)))["runs"]
-    assert (run["places"]["share"], run["places"]["chance"]) == ([0.75], [0.5])
+    for logged in (1.0, 0.75):  # the second is of other samples than all: the chance of these is not known
+        numbers = {"gradcam/positional_bias": logged, "gradcam/positional_bias_chance": 0.5}
+        writer.write(0, 1, {"gradcam": before.maps["gradcam"][0]}, rows, numbers)
+    (run,) = data_of(page(compare(writer.folder, by="fraction")))["runs"]
+    assert run["places"]["share"] == [1, 1]
+    assert run["places"]["chance"] == [0.5, None]
 
 
 def test_slices_of_volumes_have_places_of_their_own():
@@ -56,8 +58,11 @@ def test_slices_of_volumes_have_places_of_their_own():
 
 
 def test_the_card_follows_the_moment_and_tells_the_share(opened):
-    write("one", [[BOTH, RIGHT], [LEFT, LEFT], [-BOTH, -BOTH]])
-    write("two", [[LEFT, RIGHT], [LEFT, RIGHT], [RIGHT, RIGHT]])
+    left, right, none = (
+        np.array(cells, np.float32) for cells in ([[2, 1], [1, 1]], [[1, 2], [1, 1]], [[1, 1], [1, 1]])
+    )
+    write("one", [[left, right], [left, left], [none, none]])
+    write("two", [[left, right], [left, right], [right, right]])
     browser = opened("one", "two")
     drawn = {}
     for moment, (one, two) in enumerate([("0.50", "0.50"), ("1.00", "0.50"), ("–", "1.00")]):

@@ -151,9 +151,12 @@ def test_monitors_and_checkpoints_are_as_without():
 
 def test_a_failure_is_a_warning_and_loses_nothing_else(monkeypatch, drawn):
     monkeypatch.setattr("lightning_gradcam.run.checks.area_under_curve", lambda *_: 1 / 0)
-    with pytest.warns(UserWarning, match="the check of the maps in epoch 0, step 3, failed and is left out.*ZeroDiv"):
+    with pytest.warns(
+        UserWarning, match="the check of `insertion` and `deletion` of `net.5` in epoch 0, step 3, failed.*Zero"
+    ):
         logger = checked(GradCAMCallback(samples=2, checks=True))
     assert logger.steps("gradcam/strength") == [0, 2]
+    assert logger.steps("gradcam/randomization_drift") == logger.steps("gradcam/checks_seconds") == [2]
     assert [step for key, step, _ in drawn if key == "gradcam/filmstrip"] == [0, 2]
     assert len(Record.open("recorder/version_0/gradcam").epochs) == 2
     assert not logger.steps("gradcam/failures")
@@ -178,7 +181,7 @@ def constant(module, batch):
             {"method": lambda activations, gradients: -activations.abs().sum(1)},
             None,
             set(),
-            "no map has a positive cell",
+            "no map has a positive cell both",
         ),
         ({}, "nothing above", AREAS, "no module with weights to draw is called after it alone"),
         ({}, "own class", AREAS, "weights after it are of a class of their own"),

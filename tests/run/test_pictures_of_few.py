@@ -124,6 +124,23 @@ def test_chunks_give_the_maps_of_the_whole():
     assert found[0].numbers[0] == pytest.approx(found[1].numbers[0], abs=1e-4, nan_ok=True)
 
 
+class OfTheWhole(TinyModule):
+    """What it says of a sample depends on the others."""
+
+    def forward(self, images):
+        return super().forward(images) - super().forward(images).mean(0)
+
+
+@pytest.mark.parametrize(("module", "batch_size", "tells"), [
+    (OfTheWhole, 8, True), (OfTheWhole, 200, False), (TinyModule, 8, False), (TinyModule, 1, False),
+])  # fmt: skip
+def test_maps_that_depend_on_the_chunk_are_told_of(module, batch_size, tells, recwarn):
+    run(GradCAMCallback("net.4", samples=20, record=False), module(), batch_size, max_epochs=1)
+    texts = [str(one.message) for one in recwarn if "which others run with it" in str(one.message)]
+    assert len(texts) == tells
+    assert not tells or "here 4 at a time" in texts[0]
+
+
 def test_a_resumed_run_with_other_pictures_keeps_its_numbers_and_starts_its_filmstrip_anew(drawn):
     callback = GradCAMCallback("net.4", samples=8, pictures=[0, 1])
     first, _, _ = run(callback, max_epochs=2)
@@ -166,6 +183,7 @@ def test_the_protocols_are_of_the_pictured_or_of_all():
         ({"pictures": True}, TypeError, "`pictures` must be a number or positions in the fixed batch, got bool"),
         ({"pictures": 2.5}, TypeError, "got float"),
         ({"pictures": []}, ValueError, "`pictures` must name at least one index"),
+        ({"pictures": [3, 0, 3]}, ValueError, r"`pictures` must name each position once, got \[3\] several times"),
         ({"pictures": [-1]}, ValueError, "`pictures` must hold positions in the fixed batch, 0 or above, got -1"),
         ({"localization": 3}, TypeError, "`localization` must be the name of a region, got int"),
     ],

@@ -49,8 +49,8 @@ def test_maps_at_one_place_are_told_of_once_and_not_before_training(caplog, draw
     assert logger.values("gradcam/positional_bias") == [0.875] * 4
     assert logger.values("gradcam/positional_bias_chance") == [0.25] * 4  # of 64 cells two of eight may meet
     assert lines == [
-        "GradCAMCallback: the maps of `net.4` lie at one place: 7 of 8 (0.88, by chance 0.25) have the cell lower "
-        "left, (6, 1) of 8 x 8, among their strongest tenth. Objects that are always in the middle do this too; "
+        "GradCAMCallback: the maps of `net.4` lie at one place: 7 of 8 samples (0.88, by chance 0.25) have the cell "
+        "lower left, (6, 1) of 8 x 8, among their strongest tenth. Objects that are always in the middle do this too; "
         "`gradcam/positional_bias_map` shows where."
     ]
 
@@ -75,6 +75,16 @@ def test_empty_maps_do_not_count_and_where_all_are_empty_nothing_is_known(caplog
     assert not logger.values("gradcam/positional_bias_chance")
     assert sum(key == "gradcam/positional_bias_map" for key, _, _ in drawn) == 8  # "map empty" is drawn too
     assert not lines
+
+
+def test_several_maps_of_few_samples_are_no_shortcut(caplog):
+    """Nine times one sample: that is one picture."""
+    logger = Recorder()
+    callback = GradCAMCallback("net.4", samples=[5] * 9, method=spots([(0, 0)]), record=False)
+    with caplog.at_level("INFO"):
+        trainer(callback, logger=logger).fit(TinyModule(), loader(), loader())
+    assert logger.values("gradcam/positional_bias_chance") == [1] * 3
+    assert not any("lie at one place" in text for text in caplog.messages)
 
 
 def test_each_group_has_its_own(caplog):
