@@ -40,10 +40,12 @@ def test_what_the_run_logged_is_shown_beside_what_chance_gives():
     before = Record.open(folder)
     writer = Writer(folder.with_name("other"), before.about, before.photos, {})
     rows = sample_rows(np.zeros(2), None, None, None, None)
-    for logged in (1.0, 0.75):  # the second is of other samples than all: the chance of these is not known
+    for step, logged in enumerate(
+        (1.0, 0.75)
+    ):  # the second is of other samples than all: the chance of these is not known
         numbers = {"gradcam/positional_bias": logged, "gradcam/positional_bias_chance": 0.5}
-        writer.write(0, 1, {"gradcam": before.maps["gradcam"][0]}, rows, numbers)
-    (run,) = data_of(page(compare(writer.folder, by="fraction")))["runs"]
+        writer.write(step, step, {"gradcam": before.maps["gradcam"][0]}, rows, numbers)
+    (run,) = data_of(page(compare(writer.folder)))["runs"]
     assert run["places"]["share"] == [1, 1]
     assert run["places"]["chance"] == [0.5, None]
 
@@ -58,9 +60,8 @@ def test_slices_of_volumes_have_places_of_their_own():
 
 
 def test_the_card_follows_the_moment_and_tells_the_share(opened):
-    left, right, none = (
-        np.array(cells, np.float32) for cells in ([[2, 1], [1, 1]], [[1, 2], [1, 1]], [[1, 1], [1, 1]])
-    )
+    left, right, none = np.ones((3, 2, 2), np.float32)
+    left[0, 0] = right[0, 1] = 2
     write("one", [[left, right], [left, left], [none, none]])
     write("two", [[left, right], [left, right], [right, right]])
     browser = opened("one", "two")

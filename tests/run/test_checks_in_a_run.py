@@ -151,9 +151,7 @@ def test_monitors_and_checkpoints_are_as_without():
 
 def test_a_failure_is_a_warning_and_loses_nothing_else(monkeypatch, drawn):
     monkeypatch.setattr("lightning_gradcam.run.checks.area_under_curve", lambda *_: 1 / 0)
-    with pytest.warns(
-        UserWarning, match="the check of `insertion` and `deletion` of `net.5` in epoch 0, step 3, failed.*Zero"
-    ):
+    with pytest.warns(UserWarning, match="the check of `insertion` and `deletion` of `net.5` in epoch 0.*failed.*Zero"):
         logger = checked(GradCAMCallback(samples=2, checks=True))
     assert logger.steps("gradcam/strength") == [0, 2]
     assert logger.steps("gradcam/randomization_drift") == logger.steps("gradcam/checks_seconds") == [2]
