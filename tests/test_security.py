@@ -59,7 +59,7 @@ def test_files_stay_in_their_folder(text, tmp_path, monkeypatch):
     before = set(tmp_path.resolve().rglob("*"))
     run(text, logger=Recorder(), default_root_dir="here")
     written = {path.relative_to(Path.cwd()) for path in set(tmp_path.resolve().rglob("*")) - before}
-    assert len([path for path in written if path.suffix == ".jpg"]) == 3 * 2 * 2
+    assert len([path for path in written if path.suffix == ".jpg"]) == 3 * 2 * 3
     for path in written:
         assert path.parts[0] == "here"
         assert re.fullmatch(r"[\w.=-]{1,250}", path.name)

@@ -37,7 +37,7 @@ from lightning_gradcam.record.record import Record
 from lightning_gradcam.record.writer import Writer
 from lightning_gradcam.run.failures import left_out, warn
 from lightning_gradcam.run.history import History
-from lightning_gradcam.run.pictures import Look, sample_pictures
+from lightning_gradcam.run.pictures import Look, guided_pictures, layer_pictures, sample_pictures
 from lightning_gradcam.run.probe import Probe
 from lightning_gradcam.run.recording import open_record, write_look
 from lightning_gradcam.run.settings import Settings
@@ -68,6 +68,21 @@ class Outlets:
                 key = f"{probe.settings.prefix}/record"
                 place = self.writer.folder, self.writer.id
                 _to_each_logger(trainer, "the way to the record", write_record, key, *place)
+
+    def send_look(self, trainer: Trainer, look: Look, step: int | None, history: History) -> None:
+        """Draw all that a look has and hand it out; without ``step`` only draw."""
+        self.record(trainer, look)
+        if step is not None:
+            self.write_axes(trainer, look, step)
+        self.send_pictures(trainer, layer_pictures(look, history, self.filmstrips), step)
+        if step is not None:
+            self.explain(trainer, look)
+            self.send_samples(trainer, look, history)
+            self.show_run(trainer, look, step, history)
+        if look.moment is not None and look.moment.epoch < 0:
+            self.write_card(trainer, look, step or 0)
+        if look.seen.gradients is not None:
+            self.send_pictures(trainer, guided_pictures(look, history, look.seen.gradients), step)
 
     def record(self, trainer: Trainer, look: Look, again: bool = False) -> None:
         """Add a look within the run to the record, where there is one; with ``again`` in place of the last one."""

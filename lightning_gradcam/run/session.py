@@ -20,7 +20,7 @@ from lightning_gradcam.run.failures import MAX_FAILURES_IN_A_ROW, left_out, warn
 from lightning_gradcam.run.history import Measurement, Moment
 from lightning_gradcam.run.observer import Observer, Seen, agree_across_processes, in_forward
 from lightning_gradcam.run.outlets import Outlets, log_numbers, log_numbers_directly
-from lightning_gradcam.run.pictures import Look, guided_pictures, layer_pictures
+from lightning_gradcam.run.pictures import Look, guided_pictures
 from lightning_gradcam.run.probe import Probe
 from lightning_gradcam.run.settings import Settings
 from lightning_gradcam.run.sources import NoBatchYetError, awaits_batch_of, copy_of_batch
@@ -34,6 +34,10 @@ from lightning_gradcam.run.trainer import (
     stops_here,
 )
 
+_NO_FLOOR = (
+    "leaves `drift_floor` out: images that are shifted by one pixel give the same maps, so the model does not react to "
+    "such a shift, or `forward_fn` reads `inputs` and not the images"
+)
 Log = Callable[[Trainer, LightningModule, dict[str, float], int], None]
 
 
@@ -247,10 +251,7 @@ class Session:
             )
             floors = [f"{prefix}/drift_floor" in measured.numbers for prefix in seen.maps]
             if seen.shifted and not all(floors):
-                self._tell_once(
-                    "leaves `drift_floor` out: images that are shifted by one pixel give the same maps, so the model "
-                    "does not react to such a shift, or `forward_fn` reads `inputs` and not the images"
-                )
+                self._tell_once(_NO_FLOOR)
             measured.numbers.update(_localization(self.settings, probe, seen))
             if moment is not None:
                 prediction, classes = seen.prediction, seen.target_classes
@@ -262,18 +263,7 @@ class Session:
         if self.outlets is None:
             self.folder = self.folder or run_folder(trainer, self.settings.prefix)
             self.outlets = Outlets(trainer, look.probe, self.folder, self._resumed_record)
-        self.outlets.record(trainer, look)
-        if step is not None:
-            self.outlets.write_axes(trainer, look, step)
-        self.outlets.send_pictures(trainer, layer_pictures(look, self.history, self.outlets.filmstrips), step)
-        if step is not None:
-            self.outlets.explain(trainer, look)
-            self.outlets.send_samples(trainer, look, self.history)
-            self.outlets.show_run(trainer, look, step, self.history)
-        if look.moment is not None and look.moment.epoch < 0:
-            self.outlets.write_card(trainer, look, step or 0)
-        if look.seen.gradients is not None:
-            self.outlets.send_pictures(trainer, guided_pictures(look, self.history, look.seen.gradients), step)
+        self.outlets.send_look(trainer, look, step, self.history)
 
     def _tell_once(self, text: str) -> None:
         if text not in self._already_told:

@@ -122,9 +122,7 @@ def prepare(
     with torch_defaults():
         regions = {name: region_masks(region, batch.size) for name, region in batch.regions.items()}
     grey, of_values = _photos(settings, batch, *told_by), isinstance(asked.question.target, RegressionTarget)
-    n, display, limits = len(batch.images), settings.display, None
-    if grey.ndim == 2:
-        limits = value_limits(batch.pictures, display.mean, display.std, display.window)
+    n = len(batch.images)
     return Probe(
         settings=settings,
         batch=batch,
@@ -134,7 +132,7 @@ def prepare(
         layouts=found.layouts,
         regions=regions,
         photos=grey,
-        axes=Axes(batch.time, batch.spacing, limits),
+        axes=_axes(batch, settings),
         class_names=None if of_values else class_names,
         reference_run=reference_run,
         question=asked.question,
@@ -309,6 +307,13 @@ def _photos(settings: Settings, batch: Batch, dataset: Any, datamodule: Any) -> 
         tell = rank_zero_info if mean is None else rank_zero_warn
         tell(f"GradCAMCallback: {note}.")
     return grey
+
+
+def _axes(batch: Batch, settings: Settings) -> Axes:
+    display, limits = settings.display, None
+    if len(batch.size) == 1:
+        limits = value_limits(batch.pictures, display.mean, display.std, display.window)
+    return Axes(batch.time, batch.spacing, limits)
 
 
 def _reference_record(trainer: Trainer, settings: Settings) -> Record | None:

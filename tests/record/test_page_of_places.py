@@ -40,9 +40,7 @@ def test_what_the_run_logged_is_shown_beside_what_chance_gives():
     before = Record.open(folder)
     writer = Writer(folder.with_name("other"), before.about, before.photos, {})
     rows = sample_rows(np.zeros(2), None, None, None, None)
-    for step, logged in enumerate(
-        (1.0, 0.75)
-    ):  # the second is of other samples, whose chance that is
+    for step, logged in enumerate((1.0, 0.75)):  # the second is of other samples, whose chance that is
         numbers = {"gradcam/positional_bias": logged, "gradcam/positional_bias_chance": 0.5}
         writer.write(step, step, {"gradcam": before.maps["gradcam"][0]}, rows, numbers)
     (run,) = data_of(page(compare(writer.folder)))["runs"]

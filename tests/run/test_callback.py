@@ -16,12 +16,13 @@ from lightning_gradcam.metrics.evidence import empty, strength
 from lightning_gradcam.run.probe import layer_prefixes
 
 BATCHES = 3  # of 8 in 24 images
+KINDS = ("grid", "filmstrip", "positional_bias_map")  # of pictures
 
 
 def test_one_grid_and_one_set_of_numbers_an_epoch_at_the_step_of_its_metrics():
     _, logger = fit(max_epochs=3)
     steps = [0, *logger.steps("val_loss")]
-    assert pictures() == {"gradcam-grid": steps, "gradcam-filmstrip": steps}
+    assert pictures() == {f"gradcam-{kind}": steps for kind in KINDS}
     assert len(logger.steps("val_loss")) == 3
     for key in ("strength", "empty_fraction", "seconds"):
         assert logger.steps(f"gradcam/{key}") == [0, *logger.steps("val_loss")]
@@ -192,7 +193,7 @@ def test_several_layers():
     _, logger = fit(GradCAMCallback(["net.4", "net[0]"], samples=2))
     assert len(logger.steps("gradcam_4/strength")) == len(logger.steps("gradcam_0/strength")) == 3
     assert len(logger.steps("gradcam/seconds")) == 3
-    assert set(pictures()) == {f"gradcam_{layer}-{kind}" for layer in (0, 4) for kind in ("grid", "filmstrip")}
+    assert set(pictures()) == {f"gradcam_{layer}-{kind}" for layer in (0, 4) for kind in KINDS}
 
 
 def test_layer_prefixes_keep_what_tells_them_apart():

@@ -45,6 +45,7 @@ def test_every_key_is_logged():
     assert keys == {
         "drift", "drift_from_reference", "drift_floor", "drift_chance", "centroid_shift", "topk_iou", "concentration",
         "strength", "empty_fraction", "mass_left", "lift_left", "prediction_flips", "seconds",
+        "positional_bias", "positional_bias_chance",
     }  # fmt: skip
     steps = logger.steps("val_loss")
     assert logger.steps("gradcam/drift") == steps  # from the second observation on

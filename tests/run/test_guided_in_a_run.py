@@ -92,7 +92,7 @@ def test_outside_fit_there_are_none(drawn):
     run = trainer(GradCAMCallback(samples=2, guided=True))
     run.validate(module, loader())
     run.test(module, loader())
-    assert {key for key, *_ in drawn} == {"gradcam/grid"}
+    assert {key for key, *_ in drawn} == {"gradcam/grid", "gradcam/positional_bias_map"}
 
 
 def test_where_the_last_observation_fails_no_older_one_takes_its_place(drawn):

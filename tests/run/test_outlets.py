@@ -52,7 +52,9 @@ def test_a_picture_that_fails_leaves_the_numbers_and_the_other_loggers(monkeypat
     monkeypatch.setattr("lightning_gradcam.run.outlets.find_destinations", lambda *args: sinks)
     with pytest.warns(UserWarning, match="a picture in epoch .* failed and is left out.*OSError: disk full"):
         _, logger = fit(GradCAMCallback(samples=2))
-    assert got[::2] == got[1::2] == logger.steps("gradcam/strength") == [0, 2, 5]  # grid and filmstrip
+    assert (
+        got[::3] == got[1::3] == got[2::3] == logger.steps("gradcam/strength") == [0, 2, 5]
+    )  # grid, places, filmstrip
 
 
 def test_a_folder_that_cannot_be_made_is_named_before_training():

@@ -125,7 +125,8 @@ def test_regions_localization_and_guided_pictures(kind, tmp_path):
     )
     assert {"gradcam/max_box_acc_v2", "gradcam/pxap", "gradcam/localization_error_known"} <= numbers.keys()
     tags = set(events(logger.log_dir).Tags()["images"])
-    expected = {"gradcam/grid", "gradcam/filmstrip", "gradcam/guided_backprop", "gradcam/guided_gradcam"}
+    kinds = ("grid", "filmstrip", "positional_bias_map", "guided_backprop", "guided_gradcam")
+    expected = {f"gradcam/{kind}" for kind in kinds}
     assert tags == expected | ({"gradcam/clip"} if kind == "clip" else set())
     if kind == "clip":
         played = Image.open(io.BytesIO(events(logger.log_dir).Images("gradcam/clip")[-1].encoded_image_string))
