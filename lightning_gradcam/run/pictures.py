@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -132,7 +133,8 @@ def _positional_picture(look: Look, prefix: str) -> Image:
     """How often each cell is among the strongest, over the mean photo: the same colour means the same share always."""
     probe, display, numbers = look.probe, look.probe.settings.display, look.measured.numbers
     places = look.measured.places[prefix].nan_to_num(0)[None]
-    largest, chance = (f"{numbers[f'{prefix}/positional_bias{end}']:.2f}" for end in ("", "_chance"))
+    known = (numbers[f"{prefix}/positional_bias{end}"] for end in ("", "_chance"))
+    largest, chance = ("–" if math.isnan(number) else f"{number:.2f}" for number in known)
     caption = Caption(("largest share of maps", largest), ("by chance", chance), None, notes(places)[0])
     return grid(
         probe.mean_photo,
