@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lightning_gradcam.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from lightning_gradcam.attribution.batch import Batch
     from lightning_gradcam.attribution.functional import gradcam, neuron_importance
@@ -45,7 +47,6 @@ __all__ = [
     "neuron_importance",
     "show",
 ]
-__version__ = "0.1.0"
 
 # Where each name lives. It is loaded when it is first asked for, since torch and Lightning take seconds (PEP 562).
 _HOMES = {

@@ -1,6 +1,7 @@
 """The command: ``lightning-gradcam compare WEAK STRONG`` and ``lightning-gradcam report RUN``.
 
-``lightning-gradcam compare weak=RUN,RUN strong=RUN,RUN`` takes several runs a side.
+``lightning-gradcam compare weak=RUN,RUN strong=RUN,RUN`` takes several runs a side;
+``lightning-gradcam doctor`` prints what a report of a fault should hold.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_gradcam.version import __version__
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -24,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 after bad input, which is told in a line on stderr.
     """
     options = _parser().parse_args(arguments)
+    if options.command == "doctor":
+        return _doctor(options.run)
     # Behind the parser, since torch takes seconds to load and a help text does not need it.
     from lightning_gradcam.record.compare import compare
     from lightning_gradcam.record.page import write_page
@@ -45,6 +50,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError) as error:
+        print(f"lightning-gradcam: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _doctor(run: str | None) -> int:
+    """Print what a report should hold; the versions also where the run cannot be read."""
+    from lightning_gradcam.record.doctor import run_in_words, versions
+
+    print("\n".join(versions()))
+    try:
+        for line in run_in_words(run) if run is not None else ():
+            print(line)
     except (OSError, ValueError) as error:
         print(f"lightning-gradcam: {error}", file=sys.stderr)
         return 2
@@ -75,6 +94,7 @@ def _runs_or_sides(arguments: Sequence[str]) -> list[Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("lightning-gradcam", description="Where models looked while they trained.")
+    parser.add_argument("--version", action="version", version=f"lightning-gradcam {__version__}")
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     several = commands.add_parser(
         "compare",
@@ -90,6 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     one = commands.add_parser("report", help="one run", description="The same for one run; writes a page.")
     one.add_argument("runs", nargs=1, metavar="RUN", help="the folder of a run")
+    doctor = commands.add_parser(
+        "doctor",
+        help="what a report of a fault should hold",
+        description="Print the versions of what matters; of a run also what it was asked for, without the ids, labels "
+        "and names of its data.",
+    )
+    doctor.add_argument("run", nargs="?", metavar="RUN", help="the folder of a run")
     for command, page in ((several, None), (one, "report.html")):
         command.add_argument(
             "-o", "--output", default=page, metavar="PAGE", help=f"the HTML file (default: {page or 'no page'})"
