@@ -182,7 +182,7 @@ class GradCAMCallback(Callback):
         self,
         target_layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
         *,
-        samples: int | Sequence[Any] | Dataset | str = 16,
+        samples: int | Sequence[Any] | Dataset[Any] | str = 16,
         pictures: int | Sequence[int] = 16,
         target: Literal["label", "predicted"] | int | Sequence[int] | Target = "label",
         method: Literal["gradcam", "cam", "hirescam", "gradcam++", "layercam", "xgradcam"] | Method = "gradcam",
@@ -199,7 +199,7 @@ class GradCAMCallback(Callback):
         prefix: str = "gradcam",
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
-        self.settings = Settings(
+        self.settings: Settings = Settings(
             target_layer=check_layers(target_layer, grid),
             grid=None if grid is None else as_layout(grid),
             samples=as_samples(samples),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, KeysView, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from operator import is_
@@ -70,11 +70,11 @@ class Doubles:
         self.closing: list[nn.Module] = []
         # Holds the originals, so that their ids stay theirs.
         self.originals: dict[int, Any] = {id(original): original for original, _ in known}
-        self.memory = Memory(copied, protects_arrays=evaluated is not None)
+        self.memory: Memory = Memory(copied, protects_arrays=evaluated is not None)
         self.generators: list[Any] = []
         self.by_id: dict[int, Any] = {id(original): double for original, double in known}
-        self.complete = False
-        self.kept = kept
+        self.complete: bool = False
+        self.kept: bool = kept
         # Originals and their doubles: what holds their attributes and items, with what the original held when the
         # double was made, and what the double shall hold at the beginning of a look.
         self._modules: list[tuple[nn.Module, dict[str, Any], nn.Module, dict[str, Any]]] = []
@@ -85,16 +85,16 @@ class Doubles:
         self._own_empty: list[Any] = [self.no_hooks]
 
         modules = modules_of(evaluated)
-        self.evaluated = modules.keys()
-        self.have_own_eval = any(type(one).train is not nn.Module.train for one in modules.values())
-        self.sharded = any(type(one).__name__.startswith("FSDP") for one in modules.values())
+        self.evaluated: KeysView[int] = modules.keys()
+        self.have_own_eval: bool = any(type(one).train is not nn.Module.train for one in modules.values())
+        self.sharded: bool = any(type(one).__name__.startswith("FSDP") for one in modules.values())
         with no_garbage_collection(), _deep_recursion(), torch.no_grad():
             for root in roots:
                 self.of(root)
         self.complete = True
         parameters = [one for module in modules.values() for one in module._parameters.values()]
         exchanged = [one for one in parameters if one is not None] if self.sharded else []
-        self.undoubled_parameters = [*self.memory.undoubled, *exchanged]
+        self.undoubled_parameters: list[nn.Parameter] = [*self.memory.undoubled, *exchanged]
 
     def __del__(self) -> None:
         for double in self.closing:  # a double that goes must not close what the original has open

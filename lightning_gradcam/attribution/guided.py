@@ -43,7 +43,7 @@ class GuidedReLUs(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls = 0
+        self.calls: int = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -30,7 +30,20 @@ from lightning_gradcam.attribution.references import way_to_refer
 if TYPE_CHECKING:
     from lightning_gradcam.attribution.doubles import Doubles
 
-LEAVES = {int, float, complex, bool, str, bytes, type(None), type, ModuleType, torch.dtype, torch.device, torch.Size}
+LEAVES: set[type] = {
+    int,
+    float,
+    complex,
+    bool,
+    str,
+    bytes,
+    type(None),
+    type,
+    ModuleType,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+}
 OF_ANY_MODULE = nn.Module().__dict__.keys()  # parameters, hooks and the like
 _DICTS = (dict, OrderedDict, defaultdict, Counter)
 _WEAK = (WeakSet, WeakKeyDictionary, WeakValueDictionary)

@@ -41,7 +41,7 @@ class Memory:
         self.undoubled: list[nn.Parameter] = []
         self.shared_state: list[Tensor] = []
         self.read_only: list[np.ndarray] = []
-        self.is_complete = True
+        self.is_complete: bool = True
         self._copied = set(map(id, copied))
         self._protects_arrays = protects_arrays
         self._room = _ROOM

@@ -19,7 +19,10 @@ from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
 if TYPE_CHECKING:
+    _TBPlugin = object  # TensorBoard tells no types, and a base class without one would hide the mistakes of this one
     from lightning_gradcam.loggers.tab_runs import TabRun
+else:
+    _TBPlugin = base_plugin.TBPlugin
 
 _SCRIPT = "/tab.js"
 _MOST_POINTS = 100  # that are read of where a record lies: one each time a run is resumed
@@ -45,7 +48,7 @@ p {{ max-width: 50rem; overflow-wrap: anywhere; }}
 """
 
 
-class GradCAMTab(base_plugin.TBPlugin):
+class GradCAMTab(_TBPlugin):
     """A tab for the runs whose callback has written where its record lies."""
 
     plugin_name = "lightning_gradcam"

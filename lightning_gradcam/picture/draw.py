@@ -18,7 +18,8 @@ GUTTER = 4
 TEXT = 13  # pixels
 LINE = 17
 PAPER, INK = "#ffffff", "#303030"
-VERDICT = {True: "#1b5e9b", False: "#b3261e", None: "#4a4a4a"}  # behind what the model says: right, wrong, unknown
+# Behind what the model says: right, wrong, unknown.
+VERDICT: dict[bool | None, str] = {True: "#1b5e9b", False: "#b3261e", None: "#4a4a4a"}
 
 
 def draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float], corner: tuple[int, int]) -> None:

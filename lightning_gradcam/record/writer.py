@@ -63,9 +63,10 @@ class Writer:
                 later is set aside.
             at: The epoch and the optimizer step at which it is resumed, for states without a number of observations.
         """
-        self.id, self.session = before["id"] if before else uuid.uuid4().hex, uuid.uuid4().hex
+        self.id: str = before["id"] if before else uuid.uuid4().hex
+        self.session: str = uuid.uuid4().hex
         folder = folder.resolve()
-        self.folder = next(
+        self.folder: Path = next(
             place
             for number in count()
             if self._claim(place := folder.with_name(f"{folder.name}_{number}") if number else folder, before)

@@ -17,7 +17,7 @@ from lightning_gradcam.attribution.targets import TopTarget, predicted
 from lightning_gradcam.metrics.localization_numbers import localization_of_groups
 from lightning_gradcam.run.checkpoint import empty_history, from_state, to_state
 from lightning_gradcam.run.failures import MAX_FAILURES_IN_A_ROW, left_out, warn, warn_of_failure, warn_of_no_look
-from lightning_gradcam.run.history import Measurement, Moment
+from lightning_gradcam.run.history import History, Measurement, Moment
 from lightning_gradcam.run.observer import Observer, Seen, agree_across_processes, in_forward
 from lightning_gradcam.run.outlets import Outlets, log_numbers, log_numbers_directly
 from lightning_gradcam.run.pictures import Look, guided_pictures
@@ -60,11 +60,11 @@ class Session:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.probe: Probe | None = None
-        self.history = empty_history(settings)
+        self.history: History = empty_history(settings)
         self.outlets: Outlets | None = None
         self.restored: dict[str, Any] = {}
         self.folder: Path | None = None
-        self.setup_verified = False
+        self.setup_verified: bool = False
         self.last_epoch: int | None = None
         self.last_step: int | None = None
         self.first_batch: Any = None
