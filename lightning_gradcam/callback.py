@@ -26,6 +26,11 @@ from lightning_gradcam.run.session import Log, Session
 from lightning_gradcam.run.settings import Drift, Localization, Settings, as_localization, in_words
 from lightning_gradcam.run.trainer import Callback, LightningModule, Trainer, check_strategy, logged_step, stops_here
 
+# Of items of any type; a command line that reads the signature (jsonargparse) takes no class with its type in brackets.
+AnyDataset = Dataset[Any]
+if not TYPE_CHECKING:
+    AnyDataset = Dataset
+
 _GUIDED_EVERY = 10  # observations
 
 
@@ -182,7 +187,7 @@ class GradCAMCallback(Callback):
         self,
         target_layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
         *,
-        samples: int | Sequence[Any] | Dataset[Any] | str = 16,
+        samples: int | Sequence[Any] | AnyDataset | str = 16,
         pictures: int | Sequence[int] = 16,
         target: Literal["label", "predicted"] | int | Sequence[int] | Target = "label",
         method: Literal["gradcam", "cam", "hirescam", "gradcam++", "layercam", "xgradcam"] | Method = "gradcam",
