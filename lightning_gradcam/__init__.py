@@ -3,8 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradcam.version import __version__ as __version__
-
 if TYPE_CHECKING:
     from lightning_gradcam.attribution.batch import Batch
     from lightning_gradcam.attribution.functional import gradcam, neuron_importance
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_gradcam.record.record import Record
     from lightning_gradcam.run.dataset_labels import balanced
     from lightning_gradcam.run.settings import Drift, Localization
+    from lightning_gradcam.version import __version__ as __version__
 
 __all__ = [
     "Batch",
@@ -63,6 +62,7 @@ _HOMES = {
     "record.record": ["Record"],
     "run.dataset_labels": ["balanced"],
     "run.settings": ["Drift", "Localization"],
+    "version": ["__version__"],
 }
 
 
