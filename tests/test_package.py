@@ -116,7 +116,7 @@ def test_public_names():
     for name in lightning_gradcam.__all__:
         assert getattr(lightning_gradcam, name).__doc__
     homes = [name for names in lightning_gradcam._HOMES.values() for name in names]
-    assert sorted(homes) == sorted(lightning_gradcam.__all__)
+    assert sorted(homes) == sorted([*lightning_gradcam.__all__, "__version__"])
     with pytest.raises(AttributeError, match="module 'lightning_gradcam' has no attribute 'nothing'"):
         lightning_gradcam.nothing  # noqa: B018
     assert set(lightning_gradcam.__all__) <= set(dir(lightning_gradcam))
