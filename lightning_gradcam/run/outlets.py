@@ -210,10 +210,12 @@ def _positional_bias_in_words(look: Look, prefix: str) -> str:
     """Where maps lie whatever the picture, if they do more than chance would let them."""
     numbers, places, probe = look.measured.numbers, look.measured.places[prefix], look.probe
     share, chance = (numbers[f"{prefix}/positional_bias{end}"] for end in ("", "_chance"))
+    if not share > max(chance + 1e-6, LIMIT):
+        return ""
     maps, samples = look.seen.maps[prefix], probe.samples_of_rows
     counted = range(len(maps)) if probe.counted is None else probe.counted
     number = number_of_samples(maps[list(counted)], [samples[i] for i in counted])
-    if not share > max(chance + 1e-6, LIMIT) or number < FEWEST_TO_TELL:
+    if number < FEWEST_TO_TELL:
         return ""
     return (
         f"the maps of `{probe.layers[prefix]}` lie at one place: {round(share * number)} of {number} samples "
