@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torchcam.methods
-from tiny import Restless, tiny_net, untouched
+from tiny import Restless, Share, tiny_net, untouched
 from torch import nn
 from torchcam.metrics import ClassificationMetric
 
@@ -14,18 +14,6 @@ from lightning_gradcam import Batch, gradcam
 from lightning_gradcam.metrics.confidence import average_drop, average_increase
 
 EMPTY, NOT_FINITE = torch.zeros(1, 2, 2), torch.tensor([[[1.0, math.nan], [0, 0]]])
-
-
-class Share(nn.Module):
-    """The probability of class 0 is the weighted sum of the pixels; those with a minus lower it."""
-
-    def __init__(self, weights):
-        super().__init__()
-        self.weights = nn.Parameter(torch.tensor(weights))
-
-    def forward(self, images):
-        likely = (images[:, 0] * self.weights).flatten(1).sum(1).clamp(0, 1)
-        return torch.stack([likely, 1 - likely], 1).log()
 
 
 MODEL = Share([[0.4, 0.3], [0.3, -0.2]])  # 0.8 for an image of ones

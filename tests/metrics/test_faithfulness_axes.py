@@ -3,6 +3,7 @@
 import pytest
 import torch
 from captum.attr import Occlusion
+from tiny import Share
 from torch import nn
 
 from lightning_gradcam import Batch
@@ -19,18 +20,6 @@ WEIGHTS = {
     "signal": [1.0, 2.0, 3.0, 4.0],
     "volume": [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]],
 }
-
-
-class Share(nn.Module):
-    """The probability of class 0 is the weighted sum of the pixels of the only channel."""
-
-    def __init__(self, weights):
-        super().__init__()
-        self.weights = nn.Parameter(torch.tensor(weights))
-
-    def forward(self, images):
-        likely = (images[:, 0] * self.weights).flatten(1).sum(1).clamp(0, 1)
-        return torch.stack([likely, 1 - likely], 1).log()
 
 
 class Sum(Share):
