@@ -50,61 +50,61 @@ class GradCAMCallback(Callback):
 
     Logged, behind the prefix and a slash (with several layers the prefix itself grows: ``gradcam_layer3/grid``):
 
-    ========================= =========================================================================== ============
-    key                       meaning, unit, range                                                        over samples
-    ========================= =========================================================================== ============
-    ``grid``                  a picture: every sample's map over its photo, with its prediction
-    ``filmstrip``             a picture: the run so far, a row a sample, always with the first and the last
-                              observation
-    ``positional_bias_map``   a picture: how often each cell is in a map's strongest tenth, over the mean photo
-    ``clip``                  of clips: the first samples, frame by frame, as a GIF or a video
-    ``guided_backprop``       pictures, see ``guided``: which pixels speak for the score, by the guided gradient
-    ``guided_gradcam``        pictures: that, times the map
-    ``page``                  the run so far as a page with sliders, after the 2nd, 4th, 8th, ... look and at the
-                              end, where there is a record
-    ``table``                 W&B, at the end: the last look as a table, a line a sample
-    ``drift``                 how far maps moved since the observation before; 0 still, 1 moved wholly    median
-    ``drift_from_reference``  the same from the reference, see :class:`Drift`                             median
-    ``difference_from_<run>`` one less the agreement with the last maps of ``Drift(reference_run=...)``   median
-    ``drift_floor``           the same under a shift of the images by one pixel: what means nothing       median
-    ``drift_chance``          the same between different samples: what maps without relation show         median
-    ``centroid_shift``        distance of the centres of mass to the reference, in grid diagonals; 0 to 1 median
-    ``topk_iou``              overlap of the strongest fifth of the cells with the reference; 0 to 1      median
-    ``positional_bias``       the largest share of maps that have the same cell in their strongest tenth, as on a
-                              watermark, but objects in the middle do so too; 0 to 1
-    ``positional_bias_``      what it is by chance: its 95th percentile over random shifts of each map,
-    ``chance``                round the edges; 0 to 1
-    ``concentration``         how few cells hold the evidence; 0 uniform, 1 one cell; for one grid only   median
-    ``strength``              sum of the signed map: evidence for the target, in its own unit; only for   median
-                              ``gradcam`` and ``hirescam``, whose sum has it
-    ``empty_fraction``        share of samples whose map has no positive cell; 0 to 1                     mean
-    ``mass_<region>``         share of a map's evidence inside a region; 0 to 1                           mean
-    ``lift_<region>``         that, in shares of a uniform map; 1 is no preference                        mean
-    ``prediction_flips``      share of samples whose prediction changed since the observation before      mean
-    ``localization_error_…``  share of samples whose object the box of the map misses, see                mean
-                              ``localization``: ``_top1``, and of the top ``k``, for
-                              ``target="predicted"`` and :class:`TopTarget`, where the class must be
-                              right too; else ``_known``; 0 to 1
-    ``classification_error_`` beside these, ``top1`` and so on: share of samples whose label is not       mean
-                              among the top classes; 0 to 1
-    ``max_box_acc_v2``        share of samples whose object a box of the map finds, at the threshold      mean
-                              that serves best; 0 to 1
-    ``pxap``                  average precision of the maps' pixels against the region; 0 to 1
-    ``roc_auc``               how well a map's pixels tell the region's from the others; 0.5 is chance    mean
-    ``rank_accuracy``         share of a map's highest pixels, as many as the region has, within it;      mean
-                              0 to 1
-    ``randomization_drift``   with ``checks``: how far maps move when the weights above the layer are     median
-                              drawn anew (Adebayo et al. 2018). No verdict: the layer's own activations
-                              stay, so a map need not move as far as ``drift_chance``
-    ``insertion``             with ``checks``: area under the probability as pixels come back, the map's  mean
-                              strongest first, see :mod:`lightning_gradcam.metrics.faithfulness`; 0 to 1,
-                              a faithful map has more than ``insertion_random``, that of a random order
-    ``deletion``              the same as they go; it has less than ``deletion_random``; 0 to 1           mean
-    ``checks_seconds``        what the checks took, in all
-    ``seconds``               what the observation took on the calling thread, before TensorBoard writes
-    ``guided_seconds``        what the guided pictures took, where they follow the last observation
-    ``failures``              how many observations of the run have failed so far; logged when one does
-    ========================= =========================================================================== ============
+    ========================== ======= =================================================================================
+    key                        over    meaning, unit, range
+                               samples
+    ========================== ======= =================================================================================
+    ``grid``                           a picture: every sample's map over its photo, with its prediction
+    ``filmstrip``                      a picture: the run so far, a row a sample, always with the first and the last
+                                       observation
+    ``positional_bias_map``            a picture: how often each cell is in a map's strongest tenth, over the mean photo
+    ``clip``                           of clips: the first samples, frame by frame, as a GIF or a video
+    ``guided_backprop``                pictures, see ``guided``: which pixels speak for the score, by the guided
+                                       gradient
+    ``guided_gradcam``                 pictures: that, times the map
+    ``page``                           the run so far as a page with sliders, after the 2nd, 4th, 8th, ... look and at
+                                       the end, where there is a record
+    ``table``                          W&B, at the end: the last look as a table, a line a sample
+    ``drift``                  median  how far maps moved since the observation before; 0 still, 1 moved wholly
+    ``drift_from_reference``   median  the same from the reference, see :class:`Drift`
+    ``difference_from_<run>``  median  one less the agreement with the last maps of ``Drift(reference_run=...)``
+    ``drift_floor``            median  the same under a shift of the images by one pixel: what means nothing
+    ``drift_chance``           median  the same between different samples: what maps without relation show
+    ``centroid_shift``         median  distance of the centres of mass to the reference, in grid diagonals; 0 to 1
+    ``topk_iou``               median  overlap of the strongest fifth of the cells with the reference; 0 to 1
+    ``positional_bias``                the largest share of maps that have the same cell in their strongest tenth, as on
+                                       a watermark, but objects in the middle do so too; 0 to 1
+    ``positional_bias_chance``         what it is by chance: its 95th percentile over random shifts of each map, round
+                                       the edges; 0 to 1
+    ``concentration``          median  how few cells hold the evidence; 0 uniform, 1 one cell; for one grid only
+    ``strength``               median  sum of the signed map: evidence for the target, in its own unit; only for
+                                       ``gradcam`` and ``hirescam``, whose sum has it
+    ``empty_fraction``         mean    share of samples whose map has no positive cell; 0 to 1
+    ``mass_<region>``          mean    share of a map's evidence inside a region; 0 to 1
+    ``lift_<region>``          mean    that, in shares of a uniform map; 1 is no preference
+    ``prediction_flips``       mean    share of samples whose prediction changed since the observation before
+    ``localization_error_…``   mean    share of samples whose object the box of the map misses, see ``localization``:
+                                       ``_top1``, and of the top ``k``, for ``target="predicted"`` and
+                                       :class:`TopTarget`, where the class must be right too; else ``_known``; 0 to 1
+    ``classification_error_…`` mean    beside these, ``_top1`` and so on: share of samples whose label is not among the
+                                       top classes; 0 to 1
+    ``max_box_acc_v2``         mean    share of samples whose object a box of the map finds, at the threshold that
+                                       serves best; 0 to 1
+    ``pxap``                           average precision of the maps' pixels against the region; 0 to 1
+    ``roc_auc``                mean    how well a map's pixels tell the region's from the others; 0.5 is chance
+    ``rank_accuracy``          mean    share of a map's highest pixels, as many as the region has, within it; 0 to 1
+    ``randomization_drift``    median  with ``checks``: how far maps move when the weights above the layer are drawn
+                                       anew (Adebayo et al. 2018). No verdict: the layer's own activations stay, so a
+                                       map need not move as far as ``drift_chance``
+    ``insertion``              mean    with ``checks``: area under the probability as pixels come back, the map's
+                                       strongest first, see :mod:`lightning_gradcam.metrics.faithfulness`; 0 to 1, a
+                                       faithful map has more than ``insertion_random``, that of a random order
+    ``deletion``               mean    the same as they go; it has less than ``deletion_random``; 0 to 1
+    ``checks_seconds``                 what the checks took, in all
+    ``seconds``                        what the observation took on the calling thread, before TensorBoard writes
+    ``guided_seconds``                 what the guided pictures took, where they follow the last observation
+    ``failures``                       how many observations of the run have failed so far; logged when one does
+    ========================== ======= =================================================================================
 
     Where the batch has groups, all keys over samples are logged for each group too: ``gradcam/drift/<group>``. Drift
     below ``drift_floor`` is noise, and drift near ``drift_chance`` is a gaze that has gone elsewhere, unless that is

@@ -19,6 +19,8 @@ from lightning_gradcam.metrics.faithfulness import Forward, check_batch, check_m
 from lightning_gradcam.metrics.heights import at_image
 from lightning_gradcam.metrics.replacement import Baseline
 
+__all__ = ["average_drop", "average_increase"]
+
 
 def average_drop(
     model: nn.Module,

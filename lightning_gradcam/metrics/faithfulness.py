@@ -32,6 +32,8 @@ from lightning_gradcam.metrics.removal import (
 from lightning_gradcam.metrics.replacement import Baseline, check_number, patch_windows
 from lightning_gradcam.metrics.shapes import check_same_shape, grid_letters
 
+__all__ = ["deletion", "insertion", "occlusion", "occlusion_correlation"]
+
 Forward = Callable[[nn.Module, Batch], Any]
 
 

@@ -23,6 +23,8 @@ from lightning_gradcam.attribution.targets import Target, as_target
 from lightning_gradcam.metrics.faithfulness import Forward, check_batch, forward_on_copies, spearman
 from lightning_gradcam.metrics.removal import check_single, fix_predicted_classes
 
+__all__ = ["randomization"]
+
 _LEFT = "#left"  # no name of a module
 
 
