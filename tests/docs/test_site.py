@@ -87,9 +87,9 @@ def test_links_lead_somewhere(page):
     ("folder", "link", "on_site"),
     [
         ("docs", "paper.md#bias", "paper.md#bias"),
-        ("docs", "../benchmarks/README.md#measured", "benchmarks.md#measured"),
+        ("docs", "../CONTRIBUTING.md#checks", "contributing.md#checks"),
         ("docs", "../examples/bias.py", "../examples/bias.py"),
-        ("benchmarks", "../docs/reading.md", "reading.md"),
+        ("benchmarks", "../docs/benchmarks.md", "benchmarks.md"),
         ("benchmarks", "paper.py", "../benchmarks/paper.py"),
         (".", "docs/weak.jpg", "weak.jpg"),
         (".", "CONTRIBUTING.md", "contributing.md"),
