@@ -1,5 +1,7 @@
 """The package as a user meets it: imports, both Lightnings, the command line."""
 
+import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LightningCLI
 from records import BOTH, LEFT, write, write_maps
-from tiny import TinyModule, loader, python
+from tiny import ROOT, TinyModule, loader, python
 
 import lightning_gradcam
 from lightning_gradcam import GradCAMCallback
@@ -120,6 +122,16 @@ def test_public_names():
     with pytest.raises(AttributeError, match="module 'lightning_gradcam' has no attribute 'nothing'"):
         lightning_gradcam.nothing  # noqa: B018
     assert set(lightning_gradcam.__all__) <= set(dir(lightning_gradcam))
+
+
+def test_the_two_tables_of_keys_name_the_same():
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "numbers.md").read_text(encoding="utf-8"), re.M)
+    page = {key.partition("/")[2] for row in rows for key in re.findall(r"`([^`]+)`", row)}
+    table = (inspect.getdoc(GradCAMCallback) or "").partition("Where the batch has groups")[0]
+    docstring = set(re.findall(r"^``([^`]+)`` ", table, re.M))
+    # The docstring has these within the row of another key.
+    assert page - {"<number>/<group>", "insertion_random", "deletion_random"} == docstring
+    assert len(page) > 30
 
 
 CONFIG = """
