@@ -82,7 +82,7 @@ class Module(pl.LightningModule):
         return self.model(images)
 
     def training_step(self, batch, batch_idx):
-        return sum(one.square().sum() for one in self.parameters())
+        return torch.stack([one.square().sum() for one in self.parameters()]).sum()
 
     def validation_step(self, batch, batch_idx):
         pass
