@@ -32,7 +32,7 @@ from lightning_gradcam.metrics.removal import (
 from lightning_gradcam.metrics.replacement import Baseline, check_number, patch_windows
 from lightning_gradcam.metrics.shapes import check_same_shape, grid_letters
 
-__all__ = ["deletion", "insertion", "occlusion", "occlusion_correlation"]
+__all__ = ["at_patches", "deletion", "insertion", "occlusion", "occlusion_correlation", "spearman"]
 
 Forward = Callable[[nn.Module, Batch], Any]
 
