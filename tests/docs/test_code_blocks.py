@@ -36,7 +36,7 @@ PAGES += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 # Pages with a test for each of their sections, which runs its code and looks at what comes out.
 ELSEWHERE = {"docs/paper.md": "test_paper.py", "docs/recipes.md": "test_recipes_page.py"}
 FENCE = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```$", re.M | re.S)
-MARK = re.compile(r"<!-- not run: \S.* -->\n\Z")
+MARK = re.compile(r"^ *<!-- not run: \S.* -->\n\Z", re.M)
 
 
 def text_of(page):
@@ -142,7 +142,8 @@ def test_every_fence_says_what_it_is():
         languages = {fence[2] for fence in FENCE.finditer(text_of(page))}
         assert {one for one in languages if not one.startswith("{")} <= known, page
         assert text_of(page).count("```") == 2 * len(FENCE.findall(text_of(page))), page
-        assert text_of(page).count("<!-- not run") == sum(len(blocks(page, of, marked=True)) for of in known), page
+        marks = re.findall(r"^ *<!-- not run", text_of(page), re.M)
+        assert len(marks) == sum(len(blocks(page, of, marked=True)) for of in known), page
 
 
 @pytest.mark.parametrize("page", ELSEWHERE)
