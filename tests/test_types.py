@@ -29,7 +29,16 @@ def test_pyright_knows_every_type():
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # it reads torch's and Lightning's types
 def test_mypy_has_nothing_against_what_a_user_writes():
-    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(PROGRAM)]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--follow-imports=silent",
+        "--cache-dir",
+        os.devnull,
+        str(PROGRAM),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"MYPYPATH": str(ROOT)})
     assert done.stdout == "Success: no issues found in 1 source file\n", done.stderr
 
