@@ -1,4 +1,4 @@
-"""What a type checker knows of the package, and what it says to a user."""
+"""What a type checker knows of the package, and what it says to a user; `slow`."""
 
 import json
 import os
@@ -8,10 +8,11 @@ import sys
 import pytest
 from tiny import ROOT, python
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = ROOT / "tests" / "user_program.py"
 
 
-@pytest.mark.slow
 def test_pyright_knows_every_type():
     command = [
         sys.executable,
@@ -26,7 +27,6 @@ def test_pyright_knows_every_type():
     assert json.loads(done.stdout)["typeCompleteness"]["completenessScore"] == 1
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)  # it reads torch's and Lightning's types
 def test_mypy_has_nothing_against_what_a_user_writes():
     command = [
