@@ -231,7 +231,7 @@ class EmbeddingTarget:
             second, which counts as given.
     """
 
-    similar_to: Sequence[float] | str | None = None
+    similar_to: Sequence[float] | Tensor | str | None = None
 
     def __post_init__(self) -> None:
         given = self.similar_to

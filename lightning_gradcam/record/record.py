@@ -149,9 +149,18 @@ class Record:
         return [{"epoch": epoch, "step": step, **numbers} for epoch, step, numbers in rows]
 
     def frame(self) -> DataFrame:
-        """The table as a pandas frame, where pandas is installed."""
-        from pandas import DataFrame
+        """The table as a pandas frame.
 
+        Raises:
+            ImportError: If pandas is missing.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise ImportError(
+                "`frame` gives a pandas frame, and pandas is not installed: pip install pandas; `table` gives the same "
+                "rows as a list"
+            ) from error
         return DataFrame(self.table())
 
 

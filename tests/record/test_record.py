@@ -35,6 +35,13 @@ def test_samples_hold_what_the_model_says_of_each():
     assert np.isnan([unknown["confidence"], unknown["of_label"]]).all()
 
 
+def test_without_pandas_a_frame_is_refused_in_words(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)  # an import of it fails
+    written("run", 1)
+    with pytest.raises(ImportError, match="pandas is not installed: pip install pandas; `table` gives the same rows"):
+        Record.open("run").frame()
+
+
 def test_a_reader_never_finds_a_part():
     """A process writes as fast as it can while this one reads."""
     script = (

@@ -1,5 +1,7 @@
 """The published protocols in a run."""
 
+import sys
+
 import pytest
 import torch
 from tiny import TinyModule, boxed, loader, trainer
@@ -103,3 +105,11 @@ def test_a_region_that_is_not_there_is_refused_before_training():
         trainer(callback).fit(TinyModule(), loader(), loader())
     with pytest.raises(TypeError, match="`localization` must be the name of a region, got bool"):
         GradCAMCallback(localization=True)
+
+
+def test_without_scipy_it_is_asked_for_before_training(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)  # an import of it fails
+    run = trainer(GradCAMCallback(batch_fn=boxed, localization="object"))
+    with pytest.raises(ImportError, match=r'scipy, which is not installed: pip install "lightning-gradcam\[localiz'):
+        run.fit(TinyModule(), loader(), loader())
+    assert run.global_step == 0
