@@ -40,7 +40,7 @@ def rows(logger):
             break
         time.sleep(0.2)
     history = [record.history.item for record in found]
-    return [{"/".join(i.nested_key): json.loads(i.value_json) for i in items} for items in history if items]
+    return [{"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items} for items in history if items]
 
 
 def artifact_files():

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
-from types import FunctionType, MethodType, ModuleType
+from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -98,7 +98,7 @@ def _parts(item: Any) -> list[Any]:
         return list(item)
     if isinstance(item, partial):
         return [item.func, *item.args, *item.keywords.values()]
-    if isinstance(item, MethodType):
+    if isinstance(item, (MethodType, BuiltinMethodType)):  # numpy's are of either type, by its release
         return [item.__self__]
     if isinstance(item, FunctionType):
         parts = []

@@ -120,7 +120,14 @@ def _maker_of(node: Node) -> str:
 
 
 def _kind(node: Node) -> str:
-    return re.sub(r"Backward\d+$", "", node.name())
+    """The name of an operation; a slice of everything, which older releases of torch note for each ``:``, is a view."""
+    kind = re.sub(r"Backward\d+$", "", node.name())
+    return "Alias" if kind == "Slice" and _takes_all(node) else kind
+
+
+def _takes_all(node: Any) -> bool:
+    size = node._saved_self_sym_sizes[node._saved_dim]
+    return node._saved_start == 0 and node._saved_step == 1 and node._saved_end >= size
 
 
 class _Recorder(TorchFunctionMode):

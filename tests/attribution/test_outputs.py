@@ -74,6 +74,9 @@ def test_where_several_may_be_meant_or_none_is_there_nothing_is_found(output):
         (lambda z: z.softmax(1)[:, 1], LOG_ODDS),
         (lambda z: z.softmax(1).T.contiguous().T, LOG_ODDS),
         (lambda z: z.log_softmax(1), ""),
+        (lambda z: z.sigmoid().narrow(1, 0, 3), SIGMOID),
+        (lambda z: z.sigmoid().narrow(1, 1, 2), LOG_ODDS),
+        (lambda z: z.sigmoid()[:, ::2], LOG_ODDS),
         (lambda z: z * z.sigmoid(), ""),
         (lambda z: (z.sigmoid() + (2 * z).sigmoid()) / 2, LOG_ODDS),  # an ensemble
         (lambda z: torch.stack([z.softmax(1), z.softmax(1)]).mean(0), LOG_ODDS),

@@ -260,6 +260,12 @@ def test_one_more_axis_of_one_cell_changes_nothing(grid, size, place, seed):
     def same(found, expected):
         torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-5, atol=1e-6)
 
+    def same_numbers(found, expected):
+        # PxAP ranks the pixels: two of nearly one score may change places, since the kernels of images round otherwise.
+        for key in [key for key in expected if "pxap" in key]:
+            assert found.pop(key) == pytest.approx(expected.pop(key), abs=1e-4, nan_ok=True)
+        same(found, expected)
+
     for measure in (similarity, agreement, topk_iou):
         same(measure(*thin[:2]), measure(maps, others))
     diagonals = [sum(side**2 for side in one.shape[1:]) ** 0.5 for one in (maps, thin[0])]
@@ -277,9 +283,9 @@ def test_one_more_axis_of_one_cell_changes_nothing(grid, size, place, seed):
     expected = localization_errors(top, classes, labels, boxes, size)
     same(localization_errors(thin_top, classes, labels, thin_boxes, more), expected)
     expected = localization_numbers(maps, boxes, masks, labels, classes[:, 0])
-    same(localization_numbers(thin[0], thin_boxes, thin[2], labels, classes[:, 0]), expected)
+    same_numbers(localization_numbers(thin[0], thin_boxes, thin[2], labels, classes[:, 0]), expected)
     expected = localization_of_groups({"cam": maps}, masks, masks, labels, "abab", None, None)
-    same(localization_of_groups({"cam": thin[0]}, thin[2], thin[2], labels, "abab", None, None), expected)
+    same_numbers(localization_of_groups({"cam": thin[0]}, thin[2], thin[2], labels, "abab", None, None), expected)
 
 
 # Refusals

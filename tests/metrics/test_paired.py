@@ -29,7 +29,7 @@ def test_all_signs_are_those_of_scipy(n):
 def test_drawn_signs_come_near_to_those_of_scipy(n):
     differences = np.random.default_rng(n).normal(0.3, 1, n)
     expected = stats.permutation_test(
-        (differences,), np.mean, permutation_type="samples", n_resamples=40_000, alternative="two-sided", rng=1
+        (differences,), np.mean, permutation_type="samples", n_resamples=40_000, alternative="two-sided", random_state=1
     )
     assert sign_flip_p(differences) == pytest.approx(expected.pvalue, abs=0.012)
     assert sign_flip_p(differences) == sign_flip_p(differences)
@@ -50,7 +50,7 @@ def test_chance_alone_is_seldom_taken_for_a_difference():
 
 def test_the_interval_is_that_of_scipy():
     differences = np.random.default_rng(0).normal(0.2, 0.1, 50)
-    expected = stats.bootstrap((differences,), np.mean, n_resamples=20_000, method="percentile", rng=1)
+    expected = stats.bootstrap((differences,), np.mean, n_resamples=20_000, method="percentile", random_state=1)
     assert mean_interval(differences) == pytest.approx(tuple(expected.confidence_interval), abs=2e-3)
     assert mean_interval(differences[:31]) is None
 
@@ -86,7 +86,7 @@ def test_drawn_deals_come_near_to_those_of_scipy():
     rng = np.random.default_rng(0)
     one, other = rng.normal(0.7, 1, 11), rng.normal(0, 1, 12)
     expected = stats.permutation_test(
-        (one, other), apart, n_resamples=40_000, alternative="greater", vectorized=True, rng=1
+        (one, other), apart, n_resamples=40_000, alternative="greater", vectorized=True, random_state=1
     )
     assert deal_p(one, other) == pytest.approx(expected.pvalue, abs=0.012)
     assert deal_p(np.arange(12.0), np.arange(100.0, 112)) == 1 / 10_000
@@ -103,7 +103,7 @@ def test_chance_alone_seldom_tells_sides_apart():
 def test_the_interval_of_a_number_is_that_of_scipy(n, of_mean):
     values = np.random.default_rng(n).beta(2, 5, n)
     statistic = np.mean if of_mean else np.median
-    expected = stats.bootstrap((values,), statistic, n_resamples=20_000, method="percentile", rng=1)
+    expected = stats.bootstrap((values,), statistic, n_resamples=20_000, method="percentile", random_state=1)
     assert number_interval(values, of_mean) == pytest.approx(
         tuple(expected.confidence_interval), abs=0.02
     )  # of a median they jump from value to value

@@ -44,7 +44,7 @@ def test_an_interval_of_many_samples():
         ("Drift since the moment before", 1, drift, np.median),
     ):
         _, ((low, high),) = found[title]
-        expected = stats.bootstrap((sample,), statistic, n_resamples=9_999, method="percentile", rng=0)
+        expected = stats.bootstrap((sample,), statistic, n_resamples=9_999, method="percentile", random_state=0)
         assert (low[at], high[at]) == pytest.approx(tuple(expected.confidence_interval), abs=0.03)
 
 

@@ -2,12 +2,13 @@
 
 import pickle
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from tiny import Images, Recorder, TinyModule, loader, trainer
+from tiny import Evident, Images, Recorder, TinyModule, loader, trainer
 from torch.utils.data import default_collate
 
 from lightning_gradcam import Batch, Drift, GradCAMCallback, Record, SegmentationTarget
@@ -74,9 +75,9 @@ def test_another_rhythm_goes_on_with_the_same_history(before, after, steps):
     checkpoint, logger = ModelCheckpoint("checkpoints", save_last=True), Recorder()
     first, second = (GradCAMCallback(samples=4, every_n_epochs=every) for every in (before, after))
     run = trainer(first, checkpoint, max_epochs=2, enable_checkpointing=True)
-    run.fit(TinyModule(), loader(), loader())
+    run.fit(Evident(), loader(), loader())
     again = trainer(second, checkpoint, max_epochs=4, logger=logger, enable_checkpointing=True)
-    again.fit(TinyModule(), loader(), loader(), ckpt_path="checkpoints/last.ckpt")
+    again.fit(Evident(), loader(), loader(), ckpt_path="checkpoints/last.ckpt")
     assert logger.steps("gradcam/drift") == steps
     reference, earlier = (one._session.history.tracks["gradcam"].reference for one in (second, first))
     known = ~earlier.isnan()
@@ -195,7 +196,9 @@ def test_a_checkpoint_holds_plain_tensors_whatever_class_the_images_have(target)
     run.fit(Silent(), data, data)
     logger, options = Recorder(), {"max_epochs": 2, "enable_checkpointing": True}
     again = trainer(GradCAMCallback(samples=4, target=target), checkpoint, logger=logger, **options)
-    again.fit(Silent(), data, data, ckpt_path="checkpoints/last.ckpt", weights_only=True)
+    safely = {"weights_only": True} if "weights_only" in signature(again.fit).parameters else {}  # since Lightning 2.6
+    again.fit(Silent(), data, data, ckpt_path="checkpoints/last.ckpt", **safely)
+    torch.load("checkpoints/last.ckpt", weights_only=True)
     assert len(logger.steps("gradcam/empty_fraction")) == 1
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
-from tiny import Augmented, Recorder, TinyModule, Traced, different, early_stop, loader, outcome, trainer
+from tiny import Augmented, Evident, Recorder, TinyModule, Traced, different, early_stop, loader, outcome, trainer
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -110,8 +110,8 @@ class Stop(Callback):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_made_once_at_the_last_observation_and_kept_in_its_record(known):
-    callback = GradCAMCallback("net.4", samples=4, checks=True)
-    logger = checked(callback, None, *([] if known else [Stop(2)]), max_epochs=3 if known else 9)
+    callback = GradCAMCallback("net.5", samples=4, checks=True)
+    logger = checked(callback, Evident(), *([] if known else [Stop(2)]), max_epochs=3 if known else 9)
     for key in (*CHECKS, "checks_seconds"):
         assert logger.steps(f"gradcam/{key}") == [8]
     *before, last = Record.open("recorder/version_0/gradcam").table()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
-from tiny import Recorder, TinyModule, boxed, events, loader, python, trainer
+from tiny import Evident, Recorder, TinyModule, boxed, events, loader, python, trainer
 
 from lightning_gradcam import Batch, Drift, GradCAMCallback
 
@@ -59,7 +59,7 @@ def test_every_key_is_logged_for_every_group():
         samples=6, batch_fn=lambda batch: Batch(*batch, groups=["tagged" if label else "plain" for label in batch[1]])
     )
     run = trainer(callback, logger=logger)
-    run.fit(TinyModule(), loader(), loader())
+    run.fit(Evident(), loader(), loader())
     keys = {key for _, metrics in logger.scalars for key in metrics if key.startswith("gradcam/")}
     for group in ("plain", "tagged"):
         of_group = {key.removesuffix(f"/{group}") for key in keys if key.endswith(f"/{group}")}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import BEFORE, Recorder, TinyModule, loader, new, observe, trainer
+from tiny import BEFORE, Evident, Recorder, loader, new, observe, trainer
 
 from lightning_gradcam import Batch, GradCAMCallback
 
@@ -30,8 +30,8 @@ def test_empty_maps_say_nothing_of_the_shift():
 
 def run(**options):
     logger = Recorder()
-    callback = GradCAMCallback("net.4", samples=4, **options)
-    trainer(callback, logger=logger).fit(TinyModule(), loader(), loader())
+    callback = GradCAMCallback("net.5", samples=4, **options)
+    trainer(callback, logger=logger).fit(Evident(), loader(), loader())
     return logger
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from records import about
-from tiny import Images, Recorder, TinyModule, events, loader, trainer
+from tiny import Evident, Images, Recorder, TinyModule, events, loader, trainer
 
 from lightning_gradcam import Drift, GradCAMCallback, Record
 from lightning_gradcam.metrics.drift import agreement
@@ -18,7 +18,7 @@ def train(seed, layer="net.5", data=None, logger=None, **drift):
     callback = GradCAMCallback(layer, samples=4, drift=Drift(noise_floor=False, **drift))
     logger = logger or Recorder()
     data = loader(data)
-    trainer(callback, logger=logger, default_root_dir=f"seed {seed}").fit(TinyModule(), data, data)
+    trainer(callback, logger=logger, default_root_dir=f"seed {seed}").fit(Evident(), data, data)
     return logger, callback
 
 

@@ -226,11 +226,12 @@ def test_generators_that_a_dataset_holds_are_restored():
             held, called = np.random.default_rng(1), np.random.RandomState(1)
             self.closure = lambda: held.random()
             self.partial = partial(called.uniform, 0, 1)
+            self.method = random.Random(1).random
 
         def __getitem__(self, index):
             image, label = super().__getitem__(index)
             noise = torch.rand((), generator=self.generators["torch"]) + self.generators["python"][0].random()
-            noise = noise + self.closure() + self.partial()
+            noise = noise + self.closure() + self.partial() + self.method()
             return self.transform(image + noise).float(), label
 
     dataset = Own()
