@@ -28,6 +28,8 @@ class AddressHook(MetadataHookInterface):
         }
         text = Path(self.root, "README.md").read_text(encoding="utf-8")
         metadata["readme"] = {"content-type": "text/markdown", "text": with_absolute_links(text, address, tag)}
+        if address.split("/")[2].endswith(".invalid"):  # no host has this ending: still the placeholder
+            metadata["classifiers"].append("Private :: Do Not Upload")  # which an index refuses
 
 
 def with_absolute_links(text: str, address: str, tag: str) -> str:

@@ -15,7 +15,7 @@ PAGES = {
 }
 
 project = "lightning_gradcam"
-author = "the lightning_gradcam contributors"
+author = "The lightning_gradcam authors"
 copyright = author  # noqa: A001  # Sphinx' name
 version = release = __version__
 

@@ -116,6 +116,11 @@ def test_every_link_of_the_project_is_made_of_its_one_address(built):
     assert holders == {"PKG-INFO", "pyproject.toml"}
 
 
+def test_an_index_refuses_what_leads_nowhere(built):
+    is_placeholder = built.address.partition("://")[2].partition("/")[0].endswith(".invalid")
+    assert ("Private :: Do Not Upload" in built.metadata.get_all("Classifier", [])) == is_placeholder
+
+
 class Page(HTMLParser):
     """The values of the attributes of a page, by name."""
 

@@ -108,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN or NAME=RUN,RUN",
         help="the folder of a run; or a side of several runs, such as seeds. The first is compared with",
     )
-    one = commands.add_parser("report", help="one run", description="The same for one run; writes a page.")
+    one = commands.add_parser(
+        "report", help="one run", description="Print where the maps of one run lie, epoch by epoch, and write its page."
+    )
     one.add_argument("runs", nargs=1, metavar="RUN", help="the folder of a run")
     doctor = commands.add_parser(
         "doctor",

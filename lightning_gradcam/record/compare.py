@@ -13,6 +13,7 @@ from lightning_gradcam.attribution.regions import region_masks
 from lightning_gradcam.attribution.spatial import in_words
 from lightning_gradcam.metrics.drift import similarity
 from lightning_gradcam.metrics.numbers import describe
+from lightning_gradcam.metrics.positional import FEWEST_TO_TELL, LIMIT
 from lightning_gradcam.record.comparison import By, Comparison, Run, Side, map_agreement
 from lightning_gradcam.record.record import Record
 
@@ -68,7 +69,7 @@ def compare(
             for place, (name, record) in enumerate(of_runs.items())
         ]
         found.append(Side(side, made))
-    return Comparison(by, moments, found, used, notes + _grid_notes(found))
+    return Comparison(by, moments, found, used, notes + _grid_notes(found) + _place_notes(found))
 
 
 @np.errstate(all="ignore")  # a map that is not finite has NaN for numbers, as of tensors
@@ -189,6 +190,20 @@ def _grid_notes(sides: Sequence[Side]) -> list[str]:
         for run, other in zip(others, sizes, strict=True)
         if other != size
     ]
+
+
+def _place_notes(sides: Sequence[Side]) -> list[str]:
+    """Which runs look at one place at the last moment, as they have logged it of all their samples."""
+    notes = []
+    for run in (run for side in sides for run in side.runs):
+        numbers, key = run.record.numbers[run.at[-1]], f"{run.layer}/positional_bias"
+        share, chance = (numbers.get(f"{key}{end}", np.nan) for end in ("", "_chance"))
+        if share > max(chance, LIMIT) and len(set(run.record.about["ids"])) >= FEWEST_TO_TELL:
+            notes.append(
+                f"The maps of {run.name} lie at one place at the last moment: positional_bias {share:.2f}, by chance "
+                f"{chance:.2f}; the page shows where."
+            )
+    return notes
 
 
 def _joined(names: Sequence[str]) -> str:

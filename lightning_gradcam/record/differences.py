@@ -38,10 +38,10 @@ class Difference:
     def __str__(self) -> str:
         sides = ", ".join(f"{name} {_figure(value)}" for name, value in zip(self.runs, self.values, strict=True))
         interval = "" if self.interval is None else ", 95 % interval {} to {}".format(*map(_figure, self.interval))
-        mean = "mean " * (not is_mean(self.number))  # of medians the difference is another one
+        medians, mean = ("", "") if is_mean(self.number) else (" (medians)", "mean ")  # whose difference is another one
         return (
-            f"{self.number}: {sides}; {mean}difference {_figure(self.mean)} on {self.agreeing} of {self.n} samples "
-            f"(sign-flip p = {self.p:.2g}{interval})."
+            f"{self.number}: {sides}{medians}; {mean}difference {_figure(self.mean)} on {self.agreeing} of "
+            f"{self.n} samples (sign-flip p = {self.p:.2g}{interval})."
         )
 
 

@@ -204,7 +204,7 @@ def _find_record(path: Path) -> Path:
     if found:
         raise FileNotFoundError(f"{str(path)!r} holds several records, name one: {', '.join(map(str, found))}")
     what = f"has no {ABOUT!r}" if path.is_dir() else "is no folder"
-    raise FileNotFoundError(f"no record at {str(path)!r}, which {what}; give the folder `gradcam` of a run")
+    raise FileNotFoundError(f"no record at {str(path)!r}, which {what}; give the folder of a run, or `gradcam` in it")
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def runs_in_words(comparison: Comparison) -> list[str]:
     rows, names = comparison.table(), [side.name for side in comparison.sides]
     lines = [*_moments(comparison.by, rows, names), "", *_notes(comparison)]
     apart = differences_in_words(comparison.differences())
-    return [*lines, "", "At the last moment:", *apart] if apart else lines
+    return [*lines, "", "At the last moment, of the samples with a value in both:", *apart] if apart else lines
 
 
 def sides_in_words(comparison: Comparison) -> list[str]:
@@ -106,4 +106,4 @@ def _format_number(value: float) -> str:
 
 
 def _shorten_name(name: str) -> str:
-    return name if len(name) <= 14 else name[:13] + "…"
+    return name if len(name) <= 14 else f"{name[:4]}…{name[-9:]}"  # runs of one folder differ at their end

@@ -67,6 +67,13 @@ def test_a_name_may_hold_a_slash():
     assert str(compare("one")).splitlines()[0].split()[0] == "accuracy"
 
 
+def test_long_names_keep_what_tells_them_apart():
+    for name in ("lightning_logs/version_0", "lightning_logs/version_1"):
+        write(name, [[LEFT, LEFT]], name=name)
+    text = str(compare("lightning_logs/version_0", "lightning_logs/version_1"))
+    assert {"ligh…version_0", "ligh…version_1"} <= set(text.splitlines()[1].split())
+
+
 def test_three_runs(pair):
     write("third", [[BOTH, BOTH]] * 3)
     found = compare("weak", "strong", "third")

@@ -34,9 +34,9 @@ def test_by_hand():
 def test_the_lines():
     text = str(two_runs())
     assert text.splitlines()[-7:] == [
-        "At the last moment:",
-        "concentration: weak 0.50, strong 0.00; mean difference 0.50 on 4 of 4 samples (sign-flip p = 0.12).",
-        "strength: weak 2.00, strong 4.00; mean difference -2.00 on 4 of 4 samples (sign-flip p = 0.12).",
+        "At the last moment, of the samples with a value in both:",
+        "concentration: weak 0.50, strong 0.00 (medians); mean difference 0.50 on 4 of 4 samples (sign-flip p = 0.12).",
+        "strength: weak 2.00, strong 4.00 (medians); mean difference -2.00 on 4 of 4 samples (sign-flip p = 0.12).",
         "mass_left: weak 1.00, strong 0.50; difference 0.50 on 4 of 4 samples (sign-flip p = 0.12).",
         "lift_left: weak 2.00, strong 1.00; difference 1.00 on 4 of 4 samples (sign-flip p = 0.12).",
         "4 numbers are compared; p adjusted for that (Holm): concentration 0.5, strength 0.5, mass_left 0.5, "

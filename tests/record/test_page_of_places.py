@@ -3,6 +3,7 @@
 import base64
 
 import numpy as np
+import pytest
 from records import data_of, text, write, write_maps
 
 from lightning_gradcam import Record, compare
@@ -46,6 +47,20 @@ def test_what_the_run_logged_is_shown_beside_what_chance_gives():
     (run,) = data_of(page(compare(writer.folder)))["runs"]
     assert run["places"]["share"] == [1, 1]
     assert run["places"]["chance"] == [0.5, None]
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "chance", "is_told"), [(8, 1, 0.5, True), (7, 1, 0.5, False), (8, 0.6, 0.5, False), (8, 1, 1, False)]
+)
+def test_a_place_that_all_maps_share_is_told_in_the_text(n, share, chance, is_told):
+    folder = write_maps("run", spots(*[(0, 0)] * n)[None], np.zeros((n, 16, 16), np.uint8))
+    before = Record.open(folder)
+    writer = Writer(folder.with_name("other"), before.about, before.photos, {})
+    numbers = {"gradcam/positional_bias": share, "gradcam/positional_bias_chance": chance}
+    rows = sample_rows(np.zeros(n), None, None, None, None)
+    writer.write(0, 0, {"gradcam": before.maps["gradcam"][0]}, rows, numbers)
+    told = "lie at one place at the last moment: positional_bias 1.00, by chance 0.50; the page shows where."
+    assert (told in str(compare(writer.folder))) == is_told
 
 
 def test_slices_of_volumes_have_places_of_their_own():
