@@ -234,7 +234,7 @@ def _differences(one: tuple[str, Record], two: tuple[str, Record], force: bool) 
     if counts[0] != counts[1]:
         raise ValueError(f"{name} has {counts[0]} maps a moment, {other_name} {counts[1]}")
     if record.about["fingerprint"].get("pixels") != other.about["fingerprint"].get("pixels"):
-        notes.append((f"The pixels of {name} and ", " differ: another resolution, precision or transform."))
+        notes.append((f"The pixels of {name} and ", " differ: other pictures, or another resolution, precision or transform."))
     settings, others = record.about["settings"], other.about["settings"]
     for key in dict.fromkeys([*settings, *others]):
         if settings.get(key) != others.get(key):
