@@ -201,7 +201,7 @@ def _place_notes(sides: Sequence[Side]) -> list[str]:
         if share > max(chance, LIMIT) and len(set(run.record.about["ids"])) >= FEWEST_TO_TELL:
             notes.append(
                 f"The maps of {run.name} lie at one place at the last moment: positional_bias {share:.2f}, by chance "
-                f"{chance:.2f}; the page shows where."
+                f"{chance:.2f}. Objects that are always in the middle do this too."
             )
     return notes
 
@@ -234,7 +234,7 @@ def _differences(one: tuple[str, Record], two: tuple[str, Record], force: bool) 
     if counts[0] != counts[1]:
         raise ValueError(f"{name} has {counts[0]} maps a moment, {other_name} {counts[1]}")
     if record.about["fingerprint"].get("pixels") != other.about["fingerprint"].get("pixels"):
-        notes.append((f"The pixels of {name} and ", " differ: other pictures, or another resolution, precision or transform."))
+        notes.append((f"The pixels of {name} and ", " differ: other pictures, resolution, precision or transform."))
     settings, others = record.about["settings"], other.about["settings"]
     for key in dict.fromkeys([*settings, *others]):
         if settings.get(key) != others.get(key):

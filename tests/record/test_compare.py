@@ -147,7 +147,7 @@ def test_what_differs_is_said():
     write("one", [[LEFT, LEFT]], settings=settings)
     write("two", [[LEFT, LEFT]], settings=settings | {"model": "ViT"}, fingerprint=IDENTITY | {"pixels": "q"})
     assert compare("one", "two").notes[1:] == [
-        "The pixels of one and two differ: other pictures, or another resolution, precision or transform.",
+        "The pixels of one and two differ: other pictures, resolution, precision or transform.",
         "model: ResNet in one, ViT in two.",
     ]
 

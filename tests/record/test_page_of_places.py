@@ -59,7 +59,7 @@ def test_a_place_that_all_maps_share_is_told_in_the_text(n, share, chance, is_to
     numbers = {"gradcam/positional_bias": share, "gradcam/positional_bias_chance": chance}
     rows = sample_rows(np.zeros(n), None, None, None, None)
     writer.write(0, 0, {"gradcam": before.maps["gradcam"][0]}, rows, numbers)
-    told = "lie at one place at the last moment: positional_bias 1.00, by chance 0.50; the page shows where."
+    told = "lie at one place at the last moment: positional_bias 1.00, by chance 0.50."
     assert (told in str(compare(writer.folder))) == is_told
 
 
