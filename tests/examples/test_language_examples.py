@@ -30,7 +30,7 @@ def last(log, key):
 
 
 def test_the_map_of_a_word_lies_on_its_digit(trained, capsys):
-    log, example = trained("captioning", "--epochs", "16")
+    log, example = trained("captioning")
     uniform = importlib.import_module("scenes").UNIFORM
     assert last(log, "val/accuracy") > 0.7
     assert last(log, "word/mass_digit") >= 3 * uniform
