@@ -14,10 +14,10 @@ _PICTURES = {".gif", ".jpg", ".png", ".svg"}
 
 
 class AddressHook(MetadataHookInterface):
-    """Fills in the links and the long description, both of the tag of this version."""
+    """Fills in the links and the long description, both of the tag of this version, and what it is classified as."""
 
     def update(self, metadata: dict) -> None:
-        """Set the fields `urls` and `readme`."""
+        """Set the fields `urls`, `readme` and `classifiers`."""
         address, tag = self.config["address"].rstrip("/"), f"v{metadata['version']}"
         metadata["urls"] = {
             "Homepage": address,
@@ -28,8 +28,9 @@ class AddressHook(MetadataHookInterface):
         }
         text = Path(self.root, "README.md").read_text(encoding="utf-8")
         metadata["readme"] = {"content-type": "text/markdown", "text": with_absolute_links(text, address, tag)}
-        if address.split("/")[2].endswith(".invalid"):  # no host has this ending: still the placeholder
-            metadata["classifiers"].append("Private :: Do Not Upload")  # which an index refuses
+        is_placeholder = address.split("/")[2].endswith(".invalid")  # no host has this ending
+        refused = ["Private :: Do Not Upload"] if is_placeholder else []  # by an index
+        metadata["classifiers"] = [*self.config["classifiers"], *refused]
 
 
 def with_absolute_links(text: str, address: str, tag: str) -> str:
