@@ -57,6 +57,11 @@ def positional_bias(maps: Array, samples: Sequence[int] | None = None) -> float:
     return float(how_often(maps, samples).max())
 
 
+def stands_out(share: float, chance: float) -> bool:
+    """Whether a :func:`positional_bias` is worth a word: above the limit, and by more than rounding above chance."""
+    return share > max(chance + 1e-6, LIMIT)
+
+
 def positional_bias_chance(maps: Array, samples: Sequence[int] | None = None) -> float:
     """What :func:`positional_bias` is where the places of samples have nothing to do with each other.
 

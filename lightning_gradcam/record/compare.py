@@ -13,7 +13,7 @@ from lightning_gradcam.attribution.regions import region_masks
 from lightning_gradcam.attribution.spatial import in_words
 from lightning_gradcam.metrics.drift import similarity
 from lightning_gradcam.metrics.numbers import describe
-from lightning_gradcam.metrics.positional import FEWEST_TO_TELL, LIMIT
+from lightning_gradcam.metrics.positional import FEWEST_TO_TELL, stands_out
 from lightning_gradcam.record.comparison import By, Comparison, Run, Side, map_agreement
 from lightning_gradcam.record.record import Record
 
@@ -198,7 +198,7 @@ def _place_notes(sides: Sequence[Side]) -> list[str]:
     for run in (run for side in sides for run in side.runs):
         numbers, key = run.record.numbers[run.at[-1]], f"{run.layer}/positional_bias"
         share, chance = (numbers.get(f"{key}{end}", np.nan) for end in ("", "_chance"))
-        if share > max(chance, LIMIT) and len(set(run.record.about["ids"])) >= FEWEST_TO_TELL:
+        if stands_out(share, chance) and len(set(run.record.about["ids"])) >= FEWEST_TO_TELL:
             notes.append(
                 f"The maps of {run.name} lie at one place at the last moment: positional_bias {share:.2f}, by chance "
                 f"{chance:.2f}. Objects that are always in the middle do this too."

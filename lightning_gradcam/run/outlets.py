@@ -27,7 +27,7 @@ from lightning_gradcam.loggers.destinations import (
     write_table,
 )
 from lightning_gradcam.metrics.evidence import explain_empty_maps
-from lightning_gradcam.metrics.positional import FEWEST_TO_TELL, LIMIT, number_of_samples, place_in_words
+from lightning_gradcam.metrics.positional import FEWEST_TO_TELL, number_of_samples, place_in_words, stands_out
 from lightning_gradcam.picture.encode import Picture
 from lightning_gradcam.picture.filmstrip import Filmstrip
 from lightning_gradcam.picture.text import printable
@@ -210,7 +210,7 @@ def _positional_bias_in_words(look: Look, prefix: str) -> str:
     """Where maps lie whatever the picture, if they do more than chance would let them."""
     numbers, places, probe = look.measured.numbers, look.measured.places[prefix], look.probe
     share, chance = (numbers[f"{prefix}/positional_bias{end}"] for end in ("", "_chance"))
-    if not share > max(chance + 1e-6, LIMIT):
+    if not stands_out(share, chance):
         return ""
     maps, samples = look.seen.maps[prefix], probe.samples_of_rows
     counted = range(len(maps)) if probe.counted is None else probe.counted
