@@ -20,7 +20,7 @@ from PIL import Image
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 from records import BOTH, LEFT, RIGHT, write
-from tiny import ROOT, trainer
+from tiny import ROOT, Trains, trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -71,24 +71,13 @@ class Model(nn.Module):
         return self.head(seen if input_ids is None else seen + input_ids.float().mean(1, keepdim=True))
 
 
-class Module(pl.LightningModule):
-    """Training that suits every model and batch: weights decay."""
-
+class Module(Trains):
     def __init__(self, model=None):
         super().__init__()
         self.model = Model(2) if model is None else model
 
     def forward(self, images):
         return self.model(images)
-
-    def training_step(self, batch, batch_idx):
-        return torch.stack([one.square().sum() for one in self.parameters()]).sum()
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.01)
 
 
 IMAGES = torch.rand(8, 3, 28, 28, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.cli import LightningCLI
-from tiny import ROOT, TinyModule, loader, trainer
+from tiny import ROOT, TinyModule, Trains, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,19 +28,6 @@ CODE = {title: re.findall(r"```(?:python|yaml)\n(.*?)```", text, re.S) for title
 IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS, NAMES = torch.arange(8) % 3, ("ant", "bee", "crab")
 VALUES = 30.5 + 6 * torch.arange(8)  # 54.5 of sample 4
-
-
-class Trains(pl.LightningModule):
-    """Training that suits every model: its weights decay."""
-
-    def training_step(self, batch, batch_idx):
-        return torch.stack([one.square().mean() for one in self.parameters()]).sum()
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
 
 
 class Items(Dataset):
